@@ -443,10 +443,6 @@ fn ranks(low: &Low, run: &Run) -> Result<(), ConfigError> {
         let why = "this optimizer updates whole tensors, of which each GPU has a share";
         return conflict(low, "optimizer.name", "gpus", why);
     }
-    if run.checkpoint.durable {
-        let why = "a durable run on several GPUs is not supported; save checkpoints instead";
-        return conflict(low, "checkpoint.durable", "gpus", why);
-    }
     if run.lsp.is_some() {
         let why = "lsp on several GPUs is not supported";
         return conflict(low, "strategy.name", "gpus", why);

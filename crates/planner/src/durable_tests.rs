@@ -1,6 +1,7 @@
 //! What must not be in a durable plan, planted and found.
 
 use lowtide_units::Bytes;
+use lowtide_workload::Workload;
 
 use crate::build::{assemble, build};
 use crate::check::check;
@@ -171,19 +172,62 @@ fn a_write_over_the_version_that_is_being_left_waits_for_the_commit() {
     fails(&broken, clip, "does not wait for lane gpu");
 }
 
+/// Of several ranks none writes over a version before all have committed the one behind it.
+#[test]
+fn a_write_before_all_ranks_have_committed_is_found() {
+    let w = Workload {
+        ranks: 2,
+        ..workload(2, 2)
+    };
+    for clip in CLIPS {
+        for update in [Processor::Host, Processor::Device] {
+            let c = durable(Tier::Host, update);
+            let good = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+            check(&good, &w, clip).expect("a right plan");
+            let exchange = |t: &Task| t.lane == Lane::NET;
+            let commit = |part: PartName, t: TaskId| good.parts[part][t].work == Work::Commit;
+            let (mut broken, mut cut) = (good.clone(), 0);
+            for part in PartName::ALL {
+                for task in broken.parts[part].iter_mut().filter(|t| exchange(t)) {
+                    let before = task.after.len();
+                    task.after.retain(|&d| !commit(part, d));
+                    cut += before - task.after.len();
+                }
+            }
+            for seam in &mut broken.seams {
+                let (from, to) = (seam.from, seam.to);
+                let before = seam.edges.len();
+                seam.edges
+                    .retain(|&(t, f)| !(exchange(&good.parts[to][t]) && commit(from, f)));
+                cut += before - seam.edges.len();
+            }
+            assert!(cut > 0, "{clip:?}");
+            check(&broken, &w, clip).expect_err("ranks may be two steps apart");
+        }
+    }
+}
+
 #[test]
 fn every_edge_of_a_durable_plan_is_needed() {
-    for clip in [Clip::Exact, Clip::Previous] {
-        let good = built(&durable(Tier::Disk, Processor::Device), clip);
+    for (ranks, clip) in [
+        (1, Clip::Exact),
+        (1, Clip::Previous),
+        (2, Clip::Exact),
+        (2, Clip::None),
+    ] {
+        let w = Workload {
+            ranks,
+            ..workload(2, if ranks == 1 { 2 } else { 1 })
+        };
+        let c = durable(Tier::Disk, Processor::Device);
+        let good = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
+        check(&good, &w, clip).expect("a right plan");
         for part in PartName::ALL {
             for task in good.part(part).ids() {
                 for k in 0..good.part(part)[task].after.len() {
                     let mut broken = good.clone();
                     broken.parts[part][task].after.remove(k);
-                    assert!(
-                        check(&broken, &workload(2, 2), clip).is_err(),
-                        "{part:?} {task} {k}"
-                    );
+                    assert!(check(&broken, &w, clip).is_err(), "{part:?} {task} {k}");
                 }
             }
         }
@@ -191,10 +235,7 @@ fn every_edge_of_a_durable_plan_is_needed() {
             for k in 0..good.seams[s].edges.len() {
                 let mut broken = good.clone();
                 broken.seams[s].edges.remove(k);
-                assert!(
-                    check(&broken, &workload(2, 2), clip).is_err(),
-                    "seam {s} {k}"
-                );
+                assert!(check(&broken, &w, clip).is_err(), "seam {s} {k}");
             }
         }
     }

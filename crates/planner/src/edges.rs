@@ -123,6 +123,8 @@ pub(crate) struct Edges<'a> {
     /// An odd number of updates was committed: durable extents have changed places.
     flipped: bool,
     arenas: PerTier<Ranges>,
+    /// Lane and mark of the last commit.
+    committed: Option<(Lane, u32)>,
     /// Lane of each task so far, and what it knows to be complete.
     known: Vec<(Lane, Clock)>,
     last_of_lane: PerLane<Option<usize>>,
@@ -135,6 +137,7 @@ impl<'a> Edges<'a> {
             late: late.clone(),
             flipped: false,
             arenas: PerTier::default(),
+            committed: None,
             known: Vec::new(),
             last_of_lane: PerLane::default(),
         }
@@ -144,12 +147,15 @@ impl<'a> Edges<'a> {
     /// must wait for, no more than one a lane. The tasks run `shift` micro-batches later than they say.
     pub(crate) fn extend(&mut self, tasks: &[Task], shift: u32) -> Vec<Vec<u32>> {
         self.known.reserve(tasks.len());
-        let after = tasks.iter().map(|task| self.next(task, shift)).collect();
+        let barrier = barrier(tasks);
+        let next = |task| self.next(task, shift, barrier(task));
+        let after = tasks.iter().map(next).collect();
         self.flipped ^= tasks.iter().any(|t| t.work == Work::Commit);
         after
     }
 
-    fn next(&mut self, task: &Task, shift: u32) -> Vec<u32> {
+    /// `barrier`: no rank's next update begins before all ranks have begun this task.
+    fn next(&mut self, task: &Task, shift: u32, barrier: bool) -> Vec<u32> {
         let i = self.known.len();
         let lane = task.lane;
         let mark = i as u32 + 1;
@@ -173,6 +179,12 @@ impl<'a> Edges<'a> {
             };
             let arena = &mut self.arenas[slot.tier];
             arena.access(from, from + bytes, arg.access, lane, mark, &mut needs);
+        }
+        if let Some((lane, commit)) = self.committed.filter(|_| barrier) {
+            needs[lane] = needs[lane].max(commit);
+        }
+        if task.work == Work::Commit {
+            self.committed = Some((lane, mark));
         }
         // What the lane's own order guarantees.
         let mut have = self.last_of_lane[lane].map_or(Clock::default(), |p| {
@@ -202,5 +214,20 @@ impl<'a> Edges<'a> {
         self.known.push((lane, have));
         self.last_of_lane[lane] = Some(i);
         after
+    }
+}
+
+/// Which of a part's collectives wait for the last commit, so that no rank writes over a version before all ranks have
+/// committed the one behind it. An update waits for the exchange of its gradient, and with exact clipping for that of
+/// the norm, which is later: a commit then has until the end of the batch.
+fn barrier(tasks: &[Task]) -> impl Fn(&Task) -> bool + use<> {
+    let exchanged = |t: &Task| matches!(t.work, Work::AllToAll { .. });
+    let updated = |t: &Task| matches!(t.work, Work::Update { .. });
+    let first = tasks.iter().position(exchanged);
+    let at_once = first.is_some_and(|first| tasks[first..].iter().any(updated));
+    move |t| match t.work {
+        Work::AllToAll { .. } => at_once,
+        Work::AllGather { piece } => piece.is_none(),
+        _ => false,
     }
 }

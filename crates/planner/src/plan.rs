@@ -613,6 +613,7 @@ impl Plan {
             let (kind, piece) = match s.tensor {
                 Tensor::Weight(p) => (0, p),
                 Tensor::State(p) => (1, p),
+                Tensor::Shard(p) => (2, p),
                 _ => unreachable!("only weights and state are durable"),
             };
             h.add(&[kind, u64::from(piece.0), s.offset, s.bytes]);

@@ -444,21 +444,24 @@ impl<'a> Homes<'a> {
         Ok(())
     }
 
-    /// Fills every copy of weights that stays on device or host from the truth; of one rank.
+    /// Fills every copy of weights that stays on device or host from the truth.
     ///
     /// # Errors
     /// The disk's.
     pub fn refresh_copies(&self) -> Result<(), TierError> {
         let size = self.plan.precision.size();
         let mut bytes = Vec::new();
-        for (id, piece) in self.plan.pieces.pairs() {
-            let slots = self.slots(0, id, &self.array(id, Role::WEIGHT));
+        for (rank, id) in
+            (0..self.tiers.len()).flat_map(|r| self.plan.pieces.ids().map(move |p| (r, p)))
+        {
+            let slots = self.slots(rank, id, &self.array(id, Role::WEIGHT));
             let (truth, copies) = slots.split_first().expect("weights have a home");
             if copies.is_empty() {
                 continue;
             }
-            for from in (0..piece.elements).step_by(CHUNK as usize) {
-                let to = (from + CHUNK).min(piece.elements);
+            let own = self.plan.own(id);
+            for from in (0..own).step_by(CHUNK as usize) {
+                let to = (from + CHUNK).min(own);
                 bytes.resize(((to - from) * size) as usize, 0);
                 self.load(*truth, from * size, &mut bytes)?;
                 for copy in copies {
@@ -466,7 +469,7 @@ impl<'a> Homes<'a> {
                 }
             }
         }
-        Ok(())
+        self.gather()
     }
 
     /// Flips the lowest bit of the weight's first number of a piece, in every home: a planted

@@ -97,9 +97,12 @@ pub(crate) fn disk_of(choice: &DiskChoice, rank: usize) -> DiskChoice {
         DiskChoice::Directories(drives) => DiskChoice::Directories(own(drives)),
         DiskChoice::Instead(drives) => DiskChoice::Instead(own(drives)),
         DiskChoice::None => DiskChoice::None,
-        DiskChoice::Durable { .. } | DiskChoice::Open(_) => {
-            panic!("a disk of one rank for several")
-        }
+        DiskChoice::Durable { drives, run, open } => DiskChoice::Durable {
+            drives: own(drives),
+            run: *run,
+            open: *open,
+        },
+        DiskChoice::Open(_) => panic!("a disk of one rank for several"),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::error::SessionError;
 use crate::hold::holds;
 use crate::homes::Homes;
 use crate::outcome::Outcome;
-use crate::ranks::{Group, Rank, Ranks, device_of, disk_of};
+use crate::ranks::{Group, Rank, Ranks, device_of, disk_of, rank_folder};
 use crate::requests::Requests;
 use crate::step::StepData;
 use lowtide_data::Micro;
@@ -541,7 +541,8 @@ impl Session {
     }
 
     /// Goes on from what is committed on the disk that it was opened with, after all of it was read
-    /// and found to be what was committed: nothing ran yet.
+    /// and found to be what was committed: nothing ran yet. Several ranks go on from the newest step that all have
+    /// committed; what is returned is of the first one.
     ///
     /// # Errors
     /// Those of [`Disk::prove`], and the disk's where copies of weights are read from it.
@@ -549,15 +550,12 @@ impl Session {
     /// # Panics
     /// Where the plan is not durable.
     pub fn resume(&mut self) -> Result<Committed, TierError> {
-        let runner = &mut self.ranks.here[0].runner;
-        let disk = runner.disk();
-        let found = disk.expect("a durable plan has a disk").prove()?;
-        runner.flip(found.version == 1);
+        let found = self.ranks.resume()?;
         self.homes()?.refresh_copies()?;
         Ok(found)
     }
 
-    /// Sets what the journal says of the run as a whole, with every commit.
+    /// Sets what the journal says of the run as a whole, with every commit; of several ranks that of the first one.
     pub fn set_about(&self, about: About) {
         self.ranks.first().engine.set_about(about);
     }
@@ -572,11 +570,20 @@ impl Session {
         self.disks().try_for_each(Disk::publish)
     }
 
-    /// The state file of each drive.
+    /// The state file of each drive, of every rank.
     #[must_use]
     pub fn disk_paths(&self) -> Vec<PathBuf> {
         let paths = self.disks().flat_map(Disk::paths);
-        paths.map(Path::to_owned).collect()
+        let mut all: Vec<PathBuf> = paths.map(Path::to_owned).collect();
+        let first = self.disks().next().into_iter().flat_map(Disk::paths);
+        // Those of ranks elsewhere are named as the first one's.
+        for (path, remote) in first.flat_map(|p| self.ranks.there.iter().map(move |r| (p, r))) {
+            let dir = path.parent().and_then(Path::parent);
+            if let (Some(dir), Some(name)) = (dir, path.file_name()) {
+                all.push(rank_folder(dir, remote.rank()).join(name));
+            }
+        }
+        all
     }
 
     /// The disk of each rank of this process that has one.

@@ -99,10 +99,13 @@ impl StepData {
         loss_scale: f32,
         update: Option<Hyper>,
         place: Option<Place>,
+        (mark, commits): (Option<Mark>, Option<u64>),
     ) -> Self {
         Self {
             loss_scale,
             place,
+            mark,
+            commits,
             ..Self::of((inputs, 0), update)
         }
     }

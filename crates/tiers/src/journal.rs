@@ -118,6 +118,20 @@ impl Journal {
         *self.next() = Next::behind(Some(last));
     }
 
+    /// As [`Journal::go_on_behind`], where the commit after this one is to be forgotten also if nothing is committed any
+    /// more: its record is overwritten and synced.
+    pub(crate) fn go_back_to(&self, last: &Committed) -> Result<(), TierError> {
+        let (kept, _) = self.read()?;
+        let later = |kept: Kept| kept.commits.iter().any(|c| c.sequence > last.sequence);
+        if kept.is_ok_and(later) {
+            let place = RECORDS[((last.sequence + 1) % 2) as usize];
+            self.place.write(place, &[0; RECORD])?;
+            self.place.sync()?;
+        }
+        self.go_on_behind(last);
+        Ok(())
+    }
+
     /// Writes `about` beside the one in force, if it differs, and the table of checksums of `version`.
     /// To be synced before the record.
     pub(crate) fn prepare(
@@ -316,6 +330,15 @@ mod tests {
         for i in 8..12 {
             commit(&again, i);
             assert_eq!(numbers(&bytes(&memory)), Ok(vec![i, i - 1]));
+        }
+        // One that others do not have is gone at once, and the one before it stays.
+        let last = read(7, &bytes(&memory)).unwrap().commits;
+        again.go_back_to(&last[1]).unwrap();
+        assert_eq!(numbers(&bytes(&memory)), Ok(vec![10]));
+        again.go_back_to(&last[1]).unwrap();
+        for i in 11..14 {
+            commit(&again, i);
+            assert_eq!(numbers(&bytes(&memory)).unwrap()[0], i);
         }
     }
 

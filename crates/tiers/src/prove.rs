@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use lowtide_units::Bytes;
 
-use crate::record::{self, Committed};
+use crate::record::{self, Committed, Kept};
 use crate::versions::Versions;
 use crate::{Block, Disk, Extent, Fill, Kind, Movement, TierError};
 
@@ -44,37 +44,102 @@ impl Disk {
             path: self.first_path(),
             what,
         };
-        let (kept, reserved) = journal.read()?;
-        let kept = kept.map_err(bad)?;
+        let (kept, reserved) = self.journaled()?;
         let mut why = Vec::new();
         if let Some(damaged) = kept.damaged {
             why.push(damaged);
         }
         for commit in kept.commits {
-            let table = record::table(&reserved, &commit, versions.table_bytes());
-            let sums = table.and_then(|t| versions.sums(commit.version, t));
-            let Some(sums) = sums else {
-                why.push(format!(
-                    "the checksums of commit {} are not those it was made with",
-                    commit.sequence
-                ));
-                continue;
-            };
-            let extents = versions.extents(commit.version);
-            match self.differs(extents, &sums) {
-                Ok(None) => {
+            match self.broken(&commit, &reserved) {
+                None => {
                     journal.go_on_behind(&commit);
                     (0..2).for_each(|version| versions.forget(version));
                     return Ok(commit);
                 }
-                Ok(Some(extent)) => why.push(format!(
-                    "{extent} does not have the bytes of commit {}",
-                    commit.sequence
-                )),
-                Err(e) => why.push(format!("commit {}: {e}", commit.sequence)),
+                Some(what) => why.push(what),
             }
         }
         Err(bad(why.join("; ")))
+    }
+
+    /// What the journal of a disk that several agree on says: the commits that can be read, the newest first.
+    ///
+    /// # Errors
+    /// [`TierError::NotWhole`] where nothing can be read; those of the journal's own file.
+    ///
+    /// # Panics
+    /// As [`Disk::prove`].
+    pub fn commits(&self) -> Result<Vec<Committed>, TierError> {
+        Ok(self.journaled()?.0.commits)
+    }
+
+    /// Whether the version of this commit is whole; if not, why. Reads all of it.
+    ///
+    /// # Errors
+    /// As [`Disk::commits`].
+    ///
+    /// # Panics
+    /// As [`Disk::prove`].
+    pub fn proves(&self, sequence: u64) -> Result<Option<String>, TierError> {
+        let (kept, reserved) = self.journaled()?;
+        let commit = kept.commits.into_iter().find(|c| c.sequence == sequence);
+        Ok(match commit {
+            None => Some(format!("its journal has no commit {sequence}")),
+            Some(commit) => self.broken(&commit, &reserved),
+        })
+    }
+
+    /// Goes on behind this commit, whose version is [whole](Disk::proves): one that came later is taken out of the
+    /// journal first, because others do not have it.
+    ///
+    /// # Errors
+    /// As [`Disk::commits`]; [`TierError::File`] when the system refuses.
+    ///
+    /// # Panics
+    /// As [`Disk::prove`].
+    pub fn go_back_to(&self, sequence: u64) -> Result<Committed, TierError> {
+        let (kept, _) = self.journaled()?;
+        let journal = self.journal.as_ref().expect("set where a disk is opened");
+        let mut commits = kept.commits.into_iter();
+        let commit = commits.find(|c| c.sequence == sequence);
+        let commit = commit.ok_or_else(|| TierError::NotWhole {
+            path: self.first_path(),
+            what: format!("its journal has no commit {sequence}"),
+        })?;
+        journal.go_back_to(&commit)?;
+        let versions = self.versions.get().expect("versions are set");
+        (0..2).for_each(|version| versions.forget(version));
+        Ok(commit)
+    }
+
+    /// What its journal says, and the journal's bytes.
+    fn journaled(&self) -> Result<(Kept, Vec<u8>), TierError> {
+        let journal = self.journal.as_ref().expect("set where a disk is opened");
+        let (kept, reserved) = journal.read()?;
+        let kept = kept.map_err(|what| TierError::NotWhole {
+            path: self.first_path(),
+            what,
+        })?;
+        Ok((kept, reserved))
+    }
+
+    /// Why a commit's version is not whole, if it is not.
+    fn broken(&self, commit: &Committed, reserved: &[u8]) -> Option<String> {
+        let versions = self.versions.get().expect("versions are set");
+        let sequence = commit.sequence;
+        let table = record::table(reserved, commit, versions.table_bytes());
+        let Some(sums) = table.and_then(|t| versions.sums(commit.version, t)) else {
+            return Some(format!(
+                "the checksums of commit {sequence} are not those it was made with"
+            ));
+        };
+        match self.differs(versions.extents(commit.version), &sums) {
+            Ok(None) => None,
+            Ok(Some(extent)) => Some(format!(
+                "{extent} does not have the bytes of commit {sequence}"
+            )),
+            Err(e) => Some(format!("commit {sequence}: {e}")),
+        }
     }
 
     /// The first of these extents that does not have its checksum.

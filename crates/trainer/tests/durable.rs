@@ -5,15 +5,17 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::common::{batch, checked, choice, decoder, hyper, llama, quick, rule};
+use crate::common::{batch, checked, choice, decoder, decoder_of_ranks, hyper, llama, quick, rule};
 use lowtide_data::State;
 use lowtide_model::{Decoder, random_init};
 use lowtide_planner::{Clip, Pieces, Plan, Processor, Tier, Version};
-use lowtide_session::{CommitRecord, DiskChoice, Mark, Session, SessionOptions, StepNumbers};
+use lowtide_session::{
+    CommitRecord, DiskChoice, Mark, Session, SessionOptions, StepNumbers, rank_folder,
+};
 use lowtide_session::{SessionError, Totals};
 use lowtide_tiers::{Committed, Extent, Faults, Open, RamConfig, RamDisk, TierError, committed};
 use lowtide_units::Bytes;
-use lowtide_workload::Dtype;
+use lowtide_workload::{Dtype, Optimizer};
 
 const ACCUMULATE: u32 = 2;
 const CLIPS: [Clip; 3] = [Clip::Exact, Clip::Previous, Clip::None];
@@ -240,6 +242,86 @@ fn a_torn_record_or_a_torn_uncommitted_version_changes_nothing() {
             assert_eq!(got, want[at as usize..], "{clip:?} torn at {torn}");
             assert_eq!(fingerprint(&mut session), fingerprint(&mut unbroken));
         }
+    }
+}
+
+/// Copies the folders of a rank's drives.
+fn copy_rank(from: &Path, to: &Path, rank: usize) {
+    for drive in ["a", "b"] {
+        let folder = |dir: &Path| rank_folder(&dir.join(drive), rank);
+        let (from, to) = (folder(from), folder(to));
+        std::fs::create_dir_all(&to).expect("a folder");
+        for entry in std::fs::read_dir(from).expect("a folder") {
+            let entry = entry.expect("readable");
+            std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
+        }
+    }
+}
+
+/// Ranks that end together may have committed different steps: they go on from the one that both have, whichever is
+/// behind; from two that are further apart than they can be, not at all.
+#[test]
+fn ranks_a_step_apart_go_on_from_the_older_one() {
+    let many = (2, ACCUMULATE / 2);
+    let d = decoder_of_ranks(
+        None,
+        &llama(2, true),
+        Dtype::Bf16,
+        Optimizer::default(),
+        many,
+    );
+    for (clip, weights) in [(Clip::Exact, Tier::Host), (Clip::None, Tier::Device)] {
+        let plan = durable_plan(&d, clip, weights, Processor::Host);
+        let tmp = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| tmp.path().join(name);
+        let mut unbroken = on_files(&d, &plan, clip, &at("whole"), Open::Create).expect("opens");
+        initialise(&mut unbroken, &d).expect("written");
+        let want = steps(&mut unbroken, 1..=7).expect("a run");
+        let go_on = |dir: &Path| {
+            let mut session = on_files(&d, &plan, clip, dir, Open::Existing).expect("files");
+            let said = record(&session.resume()?);
+            let words = said.clip.map(f64::from_bits);
+            session.restore_clip(words).expect("set");
+            Ok::<_, TierError>((session, said.mark.step))
+        };
+        // What is on disk behind each step.
+        let mut session = on_files(&d, &plan, clip, &at("run"), Open::Create).expect("opens");
+        initialise(&mut session, &d).expect("written");
+        steps(&mut session, 1..=3).expect("a run");
+        drop(session);
+        for step in 3..=5 {
+            for rank in 0..2 {
+                copy_rank(&at("run"), &at(&format!("after-{step}")), rank);
+            }
+            let (mut session, before) = go_on(&at("run")).expect("whole");
+            assert_eq!(before, step);
+            steps(&mut session, step + 1..=step + 1).expect("goes on");
+        }
+        for (ahead, behind) in [(0, 1), (1, 0)] {
+            let dir = at(&format!("apart-{ahead}"));
+            copy_rank(&at("after-5"), &dir, ahead);
+            copy_rank(&at("after-4"), &dir, behind);
+            let (session, step) = go_on(&dir).expect("both have one");
+            assert_eq!(step, 4, "{clip:?}");
+            drop(session);
+            // The step that only one has is gone with that.
+            let dirs = [0, 1].map(|rank| rank_folder(&dir.join("a"), rank));
+            let at_step = |dir| {
+                record(&committed(dir).expect("readable").expect("there"))
+                    .mark
+                    .step
+            };
+            assert_eq!(dirs.each_ref().map(|dir| at_step(dir)), [4, 4]);
+            let (mut session, _) = go_on(&dir).expect("as before");
+            let got = steps(&mut session, 5..=7).expect("goes on");
+            assert_eq!(got, want[4..], "{clip:?}, rank {ahead} ahead");
+            assert_eq!(fingerprint(&mut session), fingerprint(&mut unbroken));
+        }
+        copy_rank(&at("after-5"), &at("far"), 0);
+        copy_rank(&at("after-3"), &at("far"), 1);
+        let told = go_on(&at("far")).err().expect("none that both have");
+        let words = "up to steps 5, 3, and none that all have";
+        assert!(told.to_string().contains(words), "{told}");
     }
 }
 

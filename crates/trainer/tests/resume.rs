@@ -340,13 +340,35 @@ fn twenty_kills_leave_the_same_bits() {
     assert_eq!(result(&dir.path().join("killed")), want);
 }
 
-/// The step that a dead run's journal is at.
+/// The step that a dead run's journal is at; of several ranks that of the one behind.
 fn committed_step(output: &Path) -> u64 {
-    let found = committed(&output.join("disk")).expect("readable");
-    found.map_or(0, |c| {
-        let record: CommitRecord = serde_json::from_slice(&c.record).expect("a record");
-        record.mark.step
-    })
+    let disk = output.join("disk");
+    let of = |dir: &Path| {
+        let found = committed(dir).expect("readable");
+        found.map_or(0, |c| {
+            let record: CommitRecord = serde_json::from_slice(&c.record).expect("a record");
+            record.mark.step
+        })
+    };
+    let ranks = [0, 1].map(|rank| disk.join(format!("rank-{rank}")));
+    if !ranks[0].exists() {
+        return of(&disk);
+    }
+    let [a, b] = ranks.map(|dir| of(&dir));
+    assert!(a.abs_diff(b) <= 1, "ranks are at steps {a} and {b}");
+    a.min(b)
+}
+
+/// Files under a run's drive.
+fn state_files(output: &Path) -> usize {
+    let disk = output.join("disk");
+    let folders = [disk.clone(), disk.join("rank-0"), disk.join("rank-1")];
+    let entries = folders.iter().filter_map(|dir| fs::read_dir(dir).ok());
+    entries
+        .flatten()
+        .flatten()
+        .filter(|e| e.path().is_file())
+        .count()
 }
 
 /// The last step that a run reported.
@@ -391,11 +413,12 @@ fn a_durable_run_killed_at_random_goes_on_from_its_last_step() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut x = 0x0123_4567_89ab_cdef_u64;
     let (mut kills, mut in_run) = (0, 0);
-    for clip in ["exact", "previous", "none"] {
+    for (clip, gpus) in [("exact", 2), ("previous", 1), ("none", 2)] {
+        let with = |plan: &str| format!("{plan}\ngpus: {gpus}");
         let whole = run_file_of(
             dir.path(),
             &format!("whole-{clip}"),
-            RESIDENT,
+            &with(RESIDENT),
             clip,
             DURABLE_STEPS,
             "{}",
@@ -408,7 +431,7 @@ fn a_durable_run_killed_at_random_goes_on_from_its_last_step() {
         let mut before = 0;
         for round in 0.. {
             // Another placement each time: what is committed does not depend on it.
-            let file = durable_file(dir.path(), &name, DURABLE[round % 3], clip);
+            let file = durable_file(dir.path(), &name, &with(DURABLE[round % 3]), clip);
             let Some((told, committed)) = kill_within(&file, &output, &mut x) else {
                 break;
             };
@@ -426,7 +449,7 @@ fn a_durable_run_killed_at_random_goes_on_from_its_last_step() {
                 break;
             }
         }
-        let file = durable_file(dir.path(), &name, DURABLE[0], clip);
+        let file = durable_file(dir.path(), &name, &with(DURABLE[0]), clip);
         // A process that was killed after its last step has nothing left to resume.
         let ended = output.join("finished.json").exists();
         let (_, notes) = try_go(&file, &[], u64::MAX).expect("goes on");
@@ -434,8 +457,7 @@ fn a_durable_run_killed_at_random_goes_on_from_its_last_step() {
         let newest = ended || notes.iter().any(|n| n.ends_with(&on_from));
         assert!(newest, "{clip}: {on_from}: {notes:?}");
         assert_eq!(result(&output), want, "{clip}");
-        let left = fs::read_dir(output.join("disk")).map_or(0, Iterator::count);
-        assert_eq!(left, 0, "state files of a run that is done");
+        assert_eq!(state_files(&output), 0, "of a run that is done");
     }
     assert!(
         kills >= 20 && in_run >= 12,

@@ -393,3 +393,62 @@ fn ranks_killed_at_random_moments_leave_the_same_bits() {
         }
     }
 }
+
+/// Steps that the metrics of a run tell of.
+fn told(scratch: &Scratch, output: &str) -> usize {
+    let path = scratch.at(output).join("metrics.jsonl");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter(|l| l.contains("\"loss\"")).count()
+}
+
+/// Of a durable run each process commits by itself; whichever is killed, they go on together from the last step that
+/// all have committed, and only as many as there were.
+#[test]
+fn a_durable_run_of_processes_goes_on_from_its_last_step() {
+    let scratch = scratch();
+    let sets = |output: &'static str| {
+        [
+            output,
+            "train.steps=30",
+            "eval.every_steps=0",
+            "checkpoint.every_steps=0",
+            "log.every_steps=1",
+        ]
+    };
+    let durable = |output| [&sets(output)[..], &["checkpoint.durable=true"]].concat();
+    launch(&scratch, 2, &sets("output=whole"))[0].fine();
+    let mut before = 0;
+    for which in [1, 0] {
+        let mut all = start(&scratch, 2, &durable("output=out"));
+        let begin = Instant::now();
+        while told(&scratch, "out") < before + 4 {
+            assert!(begin.elapsed() < Duration::from_secs(120), "no step");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let killed = all.remove(which);
+        killed.signal("KILL");
+        let other = all.remove(0).end();
+        other.refused(&[&format!("the process of rank {which} has ended")]);
+        killed.output();
+        before = told(&scratch, "out");
+        assert!(before < 30, "killed too late");
+    }
+    // The shares of two ranks are not those of one or of four.
+    for gpus in ["1", "4"] {
+        let mut args = vec!["train", "run.yaml", "--gpus", gpus];
+        for set in durable("output=out") {
+            args.extend(["--set", set]);
+        }
+        scratch
+            .run(&args)
+            .refused(&["rank-1", "on 2 GPUs", "gpus: 2"]);
+    }
+    let ended = launch(&scratch, 2, &durable("output=out"));
+    ended.iter().for_each(|ended| _ = ended.fine());
+    let text = ended[0].text();
+    let step = |n: usize| text.contains(&format!("after step {n}\n"));
+    assert!(text.contains("went on from"), "{text}");
+    assert!((before - 1..=before + 1).any(step), "{before}: {text}");
+    assert!(model(&scratch, "out") == model(&scratch, "whole"));
+    assert_eq!(numbers(&scratch, "out"), numbers(&scratch, "whole"));
+}

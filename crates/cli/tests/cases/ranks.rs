@@ -254,11 +254,6 @@ fn what_several_ranks_cannot_do_is_refused() {
             &["optimizer.name=adafactor"],
             &["optimizer.name", "gpus", "whole tensors"],
         ),
-        (
-            "2",
-            &["checkpoint.durable=true", "budget.disk=1GiB"],
-            &["checkpoint.durable", "gpus", "not supported"],
-        ),
     ] {
         train(&scratch, gpus, sets).refused(words);
         assert!(!scratch.at("out").exists(), "{sets:?}");

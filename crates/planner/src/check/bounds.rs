@@ -24,7 +24,11 @@ pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
         }
     }
     for (i, s) in plan.slots.pairs() {
-        let truth = s.persistent && matches!(s.tensor, Tensor::Weight(_) | Tensor::State(_));
+        let truth = s.persistent
+            && matches!(
+                s.tensor,
+                Tensor::Weight(_) | Tensor::Shard(_) | Tensor::State(_)
+            );
         if let Some((version, other)) = s.version {
             let pair = plan.slots.find(other).filter(|o| {
                 (o.tensor, o.bytes, o.tier) == (s.tensor, s.bytes, Tier::Disk)
@@ -36,12 +40,9 @@ pub(super) fn bounds(plan: &Plan) -> Result<(), Fault> {
         }
     }
     lates(plan)?;
-    if plan.choice.durable && plan.ranks > 1 {
-        return fault("is durable on several ranks".to_owned());
-    }
     if plan.choice.durable {
         for piece in plan.pieces.ids() {
-            for t in [Tensor::Weight(piece), Tensor::State(piece)] {
+            for t in [plan.master(piece), Tensor::State(piece)] {
                 if !plan.homes(t).any(|(_, s)| s.version.is_some()) {
                     return fault(format!("{} is not durable", t.name(plan)));
                 }

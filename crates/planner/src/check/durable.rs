@@ -1,8 +1,8 @@
 //! Rule 6: what is durable.
 
 use super::Fault;
-use super::walk::Walk;
-use crate::plan::{Arg, Task, Use, Version, Work};
+use super::walk::{Clock, Walk};
+use crate::plan::{Arg, Lane, Task, Use, Version, Work};
 
 impl Walk<'_> {
     fn version(&self, a: &Arg) -> Option<Version> {
@@ -27,6 +27,39 @@ impl Walk<'_> {
             Some((Version::Next, _)) if !self.renewed.insert(a.slot) => self.fault(format!(
                 "writes the next version of {} twice",
                 s.tensor.name(self.plan)
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Rule 6, of several ranks: until all of them have committed a version none writes over the one before, which is
+    /// what they have in common if they end there.
+    pub(super) fn behind_all_commits(
+        &mut self,
+        task: &Task,
+        lane: Lane,
+        clock: &Clock,
+    ) -> Result<(), Fault> {
+        if self.plan.ranks == 1 {
+            return Ok(());
+        }
+        if task.work == Work::Commit {
+            self.commit = Some((lane, self.count[lane] + 1));
+            self.all_committed = None;
+            return Ok(());
+        }
+        let Some((of, commit)) = self.commit else {
+            return Ok(());
+        };
+        if lane == Lane::NET && clock[of] >= commit && self.all_committed.is_none() {
+            self.all_committed = Some(self.count[lane] + 1);
+        }
+        let known = self.all_committed.is_some_and(|at| clock[Lane::NET] >= at);
+        let next = |a: &&Arg| a.access != Use::Read && self.version(a) == Some(Version::Next);
+        match task.args.iter().find(next) {
+            Some(a) if !known => self.fault(format!(
+                "writes the next version of {} before every rank has committed the one before",
+                self.plan.slots[a.slot].tensor.name(self.plan)
             )),
             _ => Ok(()),
         }

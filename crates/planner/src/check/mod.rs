@@ -12,7 +12,8 @@
 //! 5. when a run is drained, every home holds the newest version;
 //! 6. of a durable plan: weights and state have two extents each; nothing but an update writes the
 //!    next versions, each once, nothing at all the current ones; each update ends in one commit, which finds
-//!    every next version new and whole, and until which the current versions stay as they are;
+//!    every next version new and whole, and until which the current versions stay as they are,
+//!    of several ranks until all have committed;
 //! 7. the first operation of a batch that has a share in a gradient overwrites it, every other one adds,
 //!    in the order of units from the last one down and of micro-batches; then it is finished once and
 //!    taken by one update; so is the gradient of an output that several units read: the last one overwrites it, every

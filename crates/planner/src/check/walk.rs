@@ -58,6 +58,11 @@ pub(super) struct Walk<'a> {
     pub(super) flipped: bool,
     /// Next versions that were written since the last commit.
     pub(super) renewed: HashSet<SlotId>,
+    /// Of several ranks: lane and count of the last commit, unless all ranks were waited for since.
+    pub(super) commit: Option<(Lane, u32)>,
+    /// The first exchange that no rank begins before its own commit, by its count on its lane: who knows it to be
+    /// complete knows that all ranks have committed.
+    pub(super) all_committed: Option<u32>,
     /// Micro-batches that the part runs later than it says.
     pub(super) shift: u32,
     /// Version of each weight that the batch's operations read.
@@ -90,6 +95,8 @@ impl<'a> Walk<'a> {
             version: START,
             flipped: false,
             renewed: HashSet::new(),
+            commit: None,
+            all_committed: None,
             shift: 0,
             batch: FastMap::default(),
             shares: FastMap::default(),
@@ -157,6 +164,10 @@ impl<'a> Walk<'a> {
             .is_some_and(|(from, _, _)| overlaps(*from, name));
         let before_start = before.as_ref().map_or(start, |b| b.2);
         let mut seam: FastMap<TaskId, Vec<TaskId>> = FastMap::default();
+        if !overlap {
+            // All ranks are waited for before any begins such a part.
+            self.commit = None;
+        }
         if overlap {
             let from = before.as_ref().expect("overlap implies a part before").0;
             let Some(s) = plan.seam(from, name) else {
@@ -271,6 +282,7 @@ impl<'a> Walk<'a> {
         if task.work == Work::Commit {
             self.committed(task, &placed)?;
         }
+        self.behind_all_commits(task, lane, clock)?;
         let task = &*placed;
         for a in &task.args {
             self.ordered(a, lane, clock)?;

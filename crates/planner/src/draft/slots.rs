@@ -117,7 +117,7 @@ impl Emitter<'_> {
             let tier = self.choice.optimizer[unit];
             state_homes.push(Some(self.truth(tier, state, Tensor::State(p))));
             let copy = self.choice.durable && self.choice.weights[unit] == Tier::Host;
-            host_copy.push(copy.then(|| self.home(Tier::Host, weight, Tensor::Weight(p))));
+            host_copy.push(copy.then(|| self.home(Tier::Host, bytes, tensor)));
             let waits = self.clip == Clip::Exact;
             let bytes = self.gradient_bytes(p);
             gradient.push(
@@ -188,7 +188,8 @@ impl Emitter<'_> {
     /// from disk.
     pub(super) fn updated_from(&self, p: PieceId) -> SlotId {
         let copy = match self.choice.update[self.unit_of(p)] {
-            _ if !self.choice.durable => None,
+            // Of several ranks the copy on the device is of all their shares.
+            _ if !self.choice.durable || self.shared(p) => None,
             Processor::Device => self.homes.resident[p],
             Processor::Host => None,
         };

@@ -8,10 +8,12 @@ use lowtide_device::comm::Party;
 use lowtide_executor::{ExecError, Options};
 use lowtide_planner::{PartName, Plan, SlotId};
 use lowtide_tiers::TierError;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::wire::{Call, Fault, Opening, Part, get, put};
 use crate::engine::ClipRule;
+use crate::resume::Said;
 use crate::session::DiskChoice;
 use crate::step::StepData;
 
@@ -140,6 +142,27 @@ impl Remote {
 
     pub(crate) fn norms(&self, bits: &[u64]) -> Result<(), ExecError> {
         self.call(&Call::Norms(bits.to_vec()), &[]).map(drop)
+    }
+
+    /// An answer that is a value.
+    fn told<T: for<'a> Deserialize<'a>>(&self, call: &Call) -> Result<T, TierError> {
+        let answer = self.call(call, &[]).map_err(tier)?;
+        serde_json::from_slice(&answer).map_err(|e| TierError::Elsewhere {
+            what: format!("rank {}: {e}", self.rank),
+        })
+    }
+
+    pub(crate) fn commits(&self) -> Result<Vec<Said>, TierError> {
+        self.told(&Call::Commits)
+    }
+
+    pub(crate) fn proves(&self, sequence: u64) -> Result<Option<String>, TierError> {
+        self.told(&Call::Proves(sequence))
+    }
+
+    pub(crate) fn go_back_to(&self, sequence: u64) -> Result<(), TierError> {
+        let done = self.call(&Call::GoBackTo(sequence), &[]);
+        done.map(drop).map_err(tier)
     }
 
     pub(crate) fn publish(&self) -> Result<(), TierError> {

@@ -11,6 +11,7 @@ use lowtide_model::Decoder;
 use lowtide_planner::check::check;
 use lowtide_planner::{Plan, SlotId, Tensor, Tier};
 use lowtide_tiers::{MadeDirs, TierError};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::wire::{Call, Fault, Opening, get, put};
@@ -73,9 +74,10 @@ impl Seat {
         &mut self,
         work: impl FnOnce(&Homes<'_>) -> Result<T, TierError>,
     ) -> Result<T, TierError> {
+        let flipped = self.at.runner.flipped();
         let tiers = vec![Reach::Here(self.at.runner.idle_tiers())];
         let plan = Arc::clone(&self.plan);
-        work(&Homes::new(plan, self.decoder.workload(), tiers, false)?)
+        work(&Homes::new(plan, self.decoder.workload(), tiers, flipped)?)
     }
 
     fn load(&mut self, slot: SlotId, at: u64, bytes: u64) -> Result<Vec<u8>, TierError> {
@@ -104,6 +106,11 @@ impl Seat {
             Call::Store { slot, at } => self.homes(|h| h.store_slot(slot, at, body))?,
             Call::Clip(words) => self.clip(words),
             Call::Norms(bits) => self.at.engine.restore_norms(&bits),
+            Call::Commits => return Ok(told(&self.at.commits()?)),
+            Call::Proves(sequence) => return Ok(told(&self.at.proves(sequence)?)),
+            Call::GoBackTo(sequence) => {
+                self.at.go_back_to(sequence)?;
+            }
             Call::Publish => {
                 if let Some(disk) = self.at.runner.disk() {
                     disk.publish()?;
@@ -120,6 +127,11 @@ impl Seat {
         }
         Ok(Vec::new())
     }
+}
+
+/// An answer as bytes.
+fn told(answer: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(answer).expect("plain values")
 }
 
 /// A call that the first rank's process cannot make: our bug.

@@ -9,9 +9,11 @@ use lowtide_device::comm::{receive, send};
 use lowtide_executor::{EngineError, ExecError};
 use lowtide_kernels::update::Hyper;
 use lowtide_planner::{Clip, PartName, Plan, SlotId};
+use lowtide_tiers::Open;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::commit::Mark;
 use crate::engine::ClipRule;
 use crate::session::DiskChoice;
 use crate::spikes::{SpikeAction, SpikeRule};
@@ -39,6 +41,12 @@ pub(super) enum Call {
     Clip([u64; 3]),
     /// To set the norms that the next step is judged by, each as its bits.
     Norms(Vec<u64>),
+    /// For what its journal says: [`Said`](crate::resume::Said) of each commit.
+    Commits,
+    /// For whether the version of this commit is whole; if not, why.
+    Proves(u64),
+    /// To go on behind this commit.
+    GoBackTo(u64),
     /// To let new state files take their names.
     Publish,
     /// To let state files go.
@@ -69,6 +77,20 @@ enum Disk {
     None,
     Directories(Vec<(PathBuf, f64)>),
     Instead(Vec<(PathBuf, f64)>),
+    Durable {
+        drives: Vec<(PathBuf, f64)>,
+        /// The run's number in hexadecimal digits: JSON's numbers are shorter.
+        run: String,
+        open: Found,
+    },
+}
+
+/// As [`Open`].
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Found {
+    Create,
+    Replace,
+    Existing,
 }
 
 impl Opening {
@@ -82,9 +104,16 @@ impl Opening {
             DiskChoice::None => Disk::None,
             DiskChoice::Directories(drives) => Disk::Directories(drives.clone()),
             DiskChoice::Instead(drives) => Disk::Instead(drives.clone()),
-            DiskChoice::Durable { .. } | DiskChoice::Open(_) => {
-                panic!("a disk of one rank for several")
-            }
+            DiskChoice::Durable { drives, run, open } => Disk::Durable {
+                drives: drives.clone(),
+                run: format!("{run:x}"),
+                open: match open {
+                    Open::Create => Found::Create,
+                    Open::Replace => Found::Replace,
+                    Open::Existing => Found::Existing,
+                },
+            },
+            DiskChoice::Open(_) => panic!("a disk of one rank for several"),
         };
         Self {
             plan,
@@ -118,6 +147,16 @@ impl Opening {
             Disk::None => DiskChoice::None,
             Disk::Directories(drives) => DiskChoice::Directories(drives.clone()),
             Disk::Instead(drives) => DiskChoice::Instead(drives.clone()),
+            Disk::Durable { drives, run, open } => DiskChoice::Durable {
+                drives: drives.clone(),
+                // Of no run where it is no number: then no file is found to be this run's.
+                run: u128::from_str_radix(run, 16).unwrap_or(0),
+                open: match open {
+                    Found::Create => Open::Create,
+                    Found::Replace => Open::Replace,
+                    Found::Existing => Open::Existing,
+                },
+            },
         }
     }
 }
@@ -132,6 +171,9 @@ pub(super) struct Part {
     planes: Vec<[usize; 4]>,
     /// Which micro-batches of training they are.
     place: Option<Place>,
+    /// Of a durable run, as [`StepData`] has them.
+    mark: Option<Mark>,
+    commits: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -196,6 +238,8 @@ impl Part {
             update: step.update.map(Update::of),
             planes: step.inputs.iter().map(planes).collect(),
             place: step.place,
+            mark: step.mark.clone(),
+            commits: step.commits,
         };
         (part, bytes)
     }
@@ -223,6 +267,7 @@ impl Part {
             f32::from_bits(self.loss_scale),
             update,
             self.place,
+            (self.mark.clone(), self.commits),
         ))
     }
 }

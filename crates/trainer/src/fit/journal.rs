@@ -12,14 +12,13 @@ use serde_json::Value;
 
 use super::Fit;
 use super::best::Measure;
-use super::start::{kept_state, ours, readable};
+use super::start::{folders, kept_otherwise, kept_state, of_ranks, ours, readable};
 use crate::checkpoint::{self, Change, RunState};
 use crate::error::TrainError;
 use crate::metrics::{has_step, value_at};
 use crate::output::METRICS;
-use crate::planning::directories_of;
 use crate::report::{StepLine, When};
-use lowtide_session::{About, CommitRecord, StepNumbers};
+use lowtide_session::{About, CommitRecord, StepNumbers, committed_by_all};
 
 /// Version of [`AboutRun`].
 const FORMAT: u32 = 1;
@@ -34,6 +33,9 @@ struct AboutRun {
     layout: u64,
     data_fingerprint: u64,
     numerics: Value,
+    /// How many ranks have a share each.
+    #[serde(default = "one")]
+    ranks: u32,
     /// The branch of its output that it is of.
     #[serde(default)]
     branch: u64,
@@ -41,6 +43,11 @@ struct AboutRun {
     changes: Vec<Change>,
     products: BTreeMap<String, Vec<u64>>,
     now_unix_s: i64,
+}
+
+/// What a journal means that says no number of ranks.
+fn one() -> u32 {
+    1
 }
 
 /// States that are on disk, in extents, as the journal tells of them.
@@ -109,8 +116,11 @@ impl Told {
 impl Journal {
     /// The journal of this run among its drives; `None` where there is none or nothing was committed.
     pub(super) fn find(run: &Run, notes: &mut Vec<String>) -> Result<Option<Self>, TrainError> {
-        let dirs = directories_of(run);
-        let Some((dir, others)) = dirs.split_first() else {
+        if let Some((dir, what)) = kept_otherwise(run)? {
+            return Err(kept_state(run, &tiers::state_path(&dir), what));
+        }
+        let ranks = folders(run);
+        let Some((dir, others)) = ranks[0].split_first() else {
             return Ok(None);
         };
         let path = tiers::state_path(dir);
@@ -139,16 +149,68 @@ impl Journal {
         if let Some(damaged) = &kept.damaged {
             notes.push(format!("{}: {damaged}", path.display()));
         }
-        let told = kept.commits.iter().map(Told::read);
+        let run_id = kept.run;
+        let Some(commits) = Self::of_all(run, &path, &ranks, kept.commits)? else {
+            return Ok(None);
+        };
+        let told = commits.iter().map(Told::read);
         let told = told
             .collect::<Result<Vec<_>, _>>()
             .map_err(|what| kept_state(run, &path, what))?;
         Ok((!told.is_empty()).then_some(Self {
             path,
-            run: kept.run,
+            run: run_id,
             at: 0,
             told,
         }))
+    }
+
+    /// Of the first rank's commits those that all ranks have made; none where a rank has committed nothing.
+    fn of_all(
+        run: &Run,
+        path: &Path,
+        ranks: &[Vec<PathBuf>],
+        first: Vec<Committed>,
+    ) -> Result<Option<Vec<Committed>>, TrainError> {
+        let about = first
+            .first()
+            .map(|c| serde_json::from_slice::<AboutRun>(&c.about));
+        if let Some(Ok(about)) = about
+            && about.ranks != run.gpus
+        {
+            return Err(kept_state(run, path, of_ranks(run, about.ranks)));
+        }
+        if ranks.len() == 1 {
+            return Ok(Some(first));
+        }
+        let mut all = vec![first];
+        for (rank, dirs) in ranks.iter().enumerate().skip(1) {
+            let dir = &dirs[0];
+            let there = tiers::kept_by(dir).map_err(|e| readable(run, e))?;
+            let kept = match there.filter(|&by| ours(run, dir, by)) {
+                Some(_) => tiers::kept(dir).map_err(|e| readable(run, e))?,
+                None => None,
+            };
+            let Some(kept) = kept else {
+                let what = format!(
+                    "holds a part of this run's state, but that of rank {rank} is not there: {}",
+                    tiers::state_path(dir).display()
+                );
+                return Err(kept_state(run, path, what));
+            };
+            all.push(kept.commits);
+        }
+        if all.iter().any(Vec::is_empty) {
+            return Ok(None);
+        }
+        let common = committed_by_all(&all);
+        let mut first = all.swap_remove(0);
+        first.retain(|c| common.contains(&c.sequence));
+        if first.is_empty() {
+            let what = "ranks have committed other steps, and none that all have".to_owned();
+            return Err(kept_state(run, path, what));
+        }
+        Ok(Some(first))
     }
 
     fn told(&self) -> &Told {
@@ -203,6 +265,7 @@ impl Fit<'_> {
             layout: plan.durable_layout(),
             data_fingerprint: self.state.data_fingerprint,
             numerics: self.numerics.clone(),
+            ranks: plan.ranks,
             branch: self.state.branch,
             changes: self.state.changes.clone(),
             products: self.state.products.clone(),

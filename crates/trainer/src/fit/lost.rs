@@ -13,7 +13,7 @@ use lowtide_tiers as tiers;
 
 use super::branch::Origin;
 use super::ends;
-use super::start::{Start, ours};
+use super::start::{Start, folders, ours};
 use crate::checkpoint;
 use crate::error::{Absent, TrainError};
 use crate::metrics::last_step;
@@ -87,8 +87,8 @@ pub(super) fn refuse(
 
 /// Whether this run's state file is where its settings say: its records were looked at.
 fn state_is_there(run: &Run) -> bool {
-    run.budget.disk.first().is_some_and(|drive| {
-        let by = tiers::kept_by(&drive.dir).ok().flatten();
-        by.is_some_and(|by| ours(run, &drive.dir, by))
+    folders(run)[0].first().is_some_and(|dir| {
+        let by = tiers::kept_by(dir).ok().flatten();
+        by.is_some_and(|by| ours(run, dir, by))
     })
 }

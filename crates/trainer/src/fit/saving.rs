@@ -21,6 +21,7 @@ use crate::output::{
 };
 use crate::planning::Planned;
 use crate::report::Phase;
+use lowtide_session::rank_folder;
 
 /// Bytes of a step's line in the metrics file and of its TensorBoard record, at most.
 const LINE: u64 = 1024;
@@ -171,15 +172,22 @@ impl Sizes {
                 lines * LINE + trace + pages + logs.iter().sum::<u64>(),
             ),
         ];
-        let state = planned.plan.tier(Tier::Disk).planned_bytes.0;
+        let ranks = planned.plan.ranks;
+        let state = planned.plan.tier(Tier::Disk).planned_bytes.0 * u64::from(ranks);
         let total: u64 = run.budget.disk.iter().map(|d| d.size.0).sum();
         for drive in run.budget.disk.iter().filter(|_| state > 0) {
             let share = (state as f64 * drive.size.0 as f64 / total as f64) as u64;
-            let there = lowtide_tiers::limits::state_file_bytes(&drive.dir);
+            let bytes = |dir: &std::path::Path| lowtide_tiers::limits::state_file_bytes(dir).0;
+            let there: u64 = match ranks {
+                1 => bytes(&drive.dir),
+                _ => (0..ranks as usize)
+                    .map(|rank| bytes(&rank_folder(&drive.dir, rank)))
+                    .sum(),
+            };
             all.push(Need {
                 dir: existing(&drive.dir),
                 what: "for state".to_owned(),
-                bytes: share.saturating_sub(there.0),
+                bytes: share.saturating_sub(there),
             });
         }
         all

@@ -258,14 +258,7 @@ impl Start {
         give_up(run, session)?;
         // A run that was killed may have used drives which this one does not.
         let mine = session.disk_paths();
-        let ranks = |dir: &PathBuf| {
-            (0..RANKS)
-                .map(|rank| rank_folder(dir, rank))
-                .collect::<Vec<_>>()
-        };
-        let given = directories_of(run);
-        let all = given.iter().flat_map(ranks).chain(given.iter().cloned());
-        for dir in all {
+        for dir in all_folders(run) {
             if !mine.contains(&tiers::state_path(&dir)) {
                 // What cannot be removed does no harm here.
                 let _ = tiers::Scratch::sweep(&dir);
@@ -285,7 +278,7 @@ pub(super) struct KeptFile {
 /// Those in the directories of a run's drives.
 pub(super) fn kept_files(run: &Run) -> Result<Vec<KeptFile>, TrainError> {
     let mut kept = Vec::new();
-    for dir in directories_of(run) {
+    for dir in all_folders(run) {
         let by = tiers::kept_by(&dir).map_err(|e| readable(run, e))?;
         kept.extend(by.map(|by| KeptFile {
             ours: ours(run, &dir, by),
@@ -293,6 +286,60 @@ pub(super) fn kept_files(run: &Run) -> Result<Vec<KeptFile>, TrainError> {
         }));
     }
     Ok(kept)
+}
+
+/// Where each rank of a run has its drives; one alone has no folders of its own there.
+pub(super) fn folders(run: &Run) -> Vec<Vec<PathBuf>> {
+    let dirs = directories_of(run);
+    match run.gpus {
+        1 => vec![dirs],
+        ranks => {
+            let of = |rank| dirs.iter().map(|d| rank_folder(d, rank)).collect();
+            (0..ranks as usize).map(of).collect()
+        }
+    }
+}
+
+/// The same of a run on any number of ranks.
+fn all_folders(run: &Run) -> Vec<PathBuf> {
+    let given = directories_of(run);
+    let ranks = |dir: &PathBuf| {
+        let dir = dir.clone();
+        (0..RANKS).map(move |rank| rank_folder(&dir, rank))
+    };
+    let all = given.iter().flat_map(ranks);
+    given.iter().cloned().chain(all).collect()
+}
+
+/// What this run has kept on another number of ranks, which each had another share of the state: where, and how it goes
+/// on.
+pub(super) fn kept_otherwise(run: &Run) -> Result<Option<(PathBuf, String)>, TrainError> {
+    let own: Vec<PathBuf> = folders(run).into_iter().flatten().collect();
+    let given = directories_of(run);
+    let others = all_folders(run).into_iter().filter(|d| !own.contains(d));
+    let mut found = None;
+    for dir in others {
+        let by = tiers::kept_by(&dir).map_err(|e| readable(run, e))?;
+        if by.is_some_and(|by| ours(run, &dir, by)) {
+            // The last one counts: of more ranks than there are now.
+            found = Some(dir);
+        }
+    }
+    Ok(found.map(|dir| {
+        let rank =
+            |dir: &Path| (0..RANKS).find(|&r| given.iter().any(|d| rank_folder(d, r) == dir));
+        let ranks = rank(&dir).map_or(1, |last| last + 1);
+        (dir, of_ranks(run, ranks as u32))
+    }))
+}
+
+/// What is wrong with the state of a run on another number of ranks.
+pub(super) fn of_ranks(run: &Run, ranks: u32) -> String {
+    format!(
+        "holds the state of this run on {ranks} GPUs, this start has {}: with 'gpus: {ranks}' it goes on, and what it saves \
+         can be gone on from with any number",
+        run.gpus
+    )
 }
 
 /// A state file that cannot be read becomes an error that says what is kept and what can be done.
@@ -307,7 +354,7 @@ pub(super) fn readable(run: &Run, e: TierError) -> TrainError {
 
 /// The names of the state files of a run's drives.
 fn state_files(run: &Run) -> Vec<PathBuf> {
-    let dirs = directories_of(run).into_iter();
+    let dirs = all_folders(run).into_iter();
     dirs.map(|dir| tiers::state_path(&dir)).collect()
 }
 
