@@ -189,7 +189,7 @@ impl RunArgs {
     }
 
     /// The run as one of so many ranks that a launcher has started: `gpus` is their number where it is left out.
-    pub fn load_for(&self, ranks: usize) -> Result<Run, CliError> {
+    pub fn load_for(&self, (ranks, hosts): (usize, usize)) -> Result<Run, CliError> {
         let mut run = self.read()?;
         if run.gpus == 1 {
             let with = Self {
@@ -205,6 +205,7 @@ impl RunArgs {
                 help: "leave gpus out, or start as many ranks",
             });
         }
+        run.hosts = hosts as u32;
         Ok(hub::data(settle(run)?)?)
     }
 

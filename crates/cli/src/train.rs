@@ -31,7 +31,7 @@ pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
     let Some(launch) = launch::found()? else {
         return lead(args, &args.run.load()?, None, out, watch);
     };
-    let run = args.run.load_for(launch.world.size);
+    let run = args.run.load_for((launch.world.size, launch.hosts));
     let met = launch.meet(run.as_ref().map_err(ToString::to_string));
     let (run, met) = match (run, met) {
         // An error here is shown before its consequences, but not before what came first.

@@ -24,6 +24,7 @@ pub(crate) fn build(low: &Low) -> Result<Run, ConfigError> {
         precision,
         device: low.word("device").expect("has a default"),
         gpus: low.count32("gpus").expect("has a default"),
+        hosts: 1,
         seed: low.count("seed").expect("has a default"),
         threads: low.count32("threads"),
         budget: budget(low, &output),

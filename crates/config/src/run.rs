@@ -30,6 +30,9 @@ pub struct Run {
     pub device: Device,
     /// How many of them train together: a power of two, of which `train.accumulate` is a multiple.
     pub gpus: u32,
+    /// Over how many hosts they are spread, each with as many, as a launcher says it; budgets are each host's.
+    #[serde(skip)]
+    pub hosts: u32,
     /// Seed of the shuffle and of random weights.
     pub seed: u64,
     /// Directory of everything the run writes.
@@ -576,6 +579,12 @@ pub struct Log {
 }
 
 impl Run {
+    /// GPUs of each host: what shares its memory and its drives.
+    #[must_use]
+    pub fn gpus_of_host(&self) -> u32 {
+        (self.gpus / self.hosts).max(1)
+    }
+
     /// The run with another model, the Hugging Face directory `dir`; its tokenizer too, unless the run
     /// has one of its own.
     #[must_use]

@@ -1,5 +1,4 @@
-//! What several ranks exchange: bytes alone. One trait, three backends: for the CPU device [`Threads`] of one process
-//! and
+//! What several ranks exchange: bytes alone. One trait, three backends: for the CPU device [`Threads`] of one process and
 //! [`Sockets`] between processes, and [`cuda::NcclComm`](crate::cuda::NcclComm).
 //!
 //! Every rank makes the same collectives in the same order. A collective moves bytes and computes nothing: sums of
@@ -8,6 +7,7 @@
 mod faulty;
 mod frames;
 mod life;
+mod line;
 mod processes;
 #[cfg(test)]
 mod processes_tests;
@@ -17,7 +17,8 @@ mod threads;
 pub use faulty::{Fault, Faulty};
 pub use frames::{receive, send};
 pub use life::Ask;
-pub use processes::{MeetError, Meeting, Party};
+pub use line::Line;
+pub use processes::{MeetError, Meeting, Party, Rendezvous};
 pub use sockets::Sockets;
 pub use threads::Threads;
 

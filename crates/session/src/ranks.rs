@@ -24,6 +24,8 @@ pub struct Group {
     pub comms: Vec<Arc<dyn Comm>>,
     /// The ranks behind those, where they are in other processes.
     pub there: Vec<Arc<Remote>>,
+    /// How many ranks each host has; 0: all are on one.
+    pub of_host: usize,
 }
 
 impl Group {
@@ -35,18 +37,25 @@ impl Group {
             gpus: Vec::new(),
             comms: comms.map(|comm| Arc::new(comm) as Arc<dyn Comm>).collect(),
             there: Vec::new(),
+            of_host: 0,
         }
     }
 
-    /// The first rank in this process, on a GPU or on the CPU device, and the others in processes of their own.
+    /// The first rank in this process, on a GPU or on the CPU device, and the others in processes of their own,
+    /// `of_host` ranks on each host, one host after the other.
     ///
     /// # Errors
     /// NCCL cannot connect them; one of them has ended.
-    pub fn processes(party: &Arc<Party>, gpu: Option<&Gpu>) -> Result<Self, CommError> {
+    pub fn processes(
+        party: &Arc<Party>,
+        gpu: Option<&Gpu>,
+        of_host: usize,
+    ) -> Result<Self, CommError> {
         Ok(Self {
             gpus: gpu.cloned().into_iter().collect(),
             comms: vec![way(party, gpu)?],
             there: Remote::all(party),
+            of_host,
         })
     }
 
@@ -61,7 +70,19 @@ impl Group {
             gpus,
             comms,
             there: Vec::new(),
+            of_host: 0,
         })
+    }
+}
+
+impl Group {
+    /// How many of so many ranks are on the first one's host.
+    #[must_use]
+    pub fn near(&self, ranks: usize) -> usize {
+        match self.of_host {
+            0 => ranks,
+            of_host => of_host.min(ranks),
+        }
     }
 }
 

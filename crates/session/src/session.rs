@@ -269,7 +269,7 @@ impl Session {
             .map(|rank| disk_of(&options.disk, rank))
             .collect();
         let shuffled = options.mode != Mode::Threads;
-        let here = ranks - group.there.len();
+        let (here, near) = (ranks - group.there.len(), group.near(ranks));
         let mut all = Vec::new();
         for rank in 0..here {
             let (gpu, comm) = device_of(&plan, &options, &group, rank);
@@ -295,18 +295,20 @@ impl Session {
             disks.push(options.disk);
         }
         let mut configs = Vec::new();
-        for disk in &disks {
+        for disk in &disks[..near] {
             configs.push(config_of(disk, need, &mut made)?);
         }
-        // Those of all ranks: their folders share drives.
-        let on_disk: Vec<&DiskConfig> = configs.iter().flatten().collect();
-        limits::check(arenas * ranks as u64, options.process, &on_disk)?;
+        // Those of all ranks of this host: their folders share drives.
+        let on_disk: Vec<&DiskConfig> = configs[..near].iter().flatten().collect();
+        limits::check(arenas * near as u64, options.process, &on_disk)?;
         let there = disks.split_off(here).into_iter().zip(&group.there);
         let (mut opened, how) = (Vec::new(), all[0].clone());
         std::thread::scope(|scope| {
             let (plan, how) = (&plan, &how);
             let there: Vec<_> = there
-                .map(|(disk, remote)| scope.spawn(move || remote.open(plan, clip, how, &disk)))
+                .map(|(disk, remote)| {
+                    scope.spawn(move || remote.open(plan, clip, (how, near), &disk))
+                })
                 .collect();
             let mine = all.into_iter().zip(disks.into_iter().zip(configs));
             for (rank, (options, disk)) in mine.enumerate() {

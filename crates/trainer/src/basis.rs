@@ -148,7 +148,7 @@ impl<'a> Basis<'a> {
             run,
             target: device.target,
             decoder,
-            machine: machine.share(run.gpus),
+            machine: machine.share(run.gpus_of_host()),
             here: true,
             whole: machine,
             budgets: budgets_of(run, device)?,
@@ -166,7 +166,7 @@ impl<'a> Basis<'a> {
         (path, whole): (&Path, Machine),
     ) -> Result<Self, TrainError> {
         exchanges(run, path, &whole)?;
-        let machine = whole.share(run.gpus);
+        let machine = whole.share(run.gpus_of_host());
         let target = target_of(run, shape, &machine);
         Ok(Self {
             run,
@@ -274,7 +274,9 @@ impl<'a> Basis<'a> {
     #[must_use]
     pub fn planned(self, device: Device, plan: Plan, trace: Trace) -> Planned {
         let (w, machine) = (self.decoder.workload(), &self.machine);
-        let resident = Resident::count(&plan, w, machine, trace, &held_by_others(&device));
+        let near = plan.ranks.min(self.run.gpus_of_host());
+        let others = held_by_others(&device);
+        let resident = Resident::count((&plan, near), w, machine, trace, &others);
         Planned {
             device,
             decoder: self.decoder,
@@ -344,9 +346,9 @@ impl<'a> Basis<'a> {
             &mut refusal.nearest,
         ] {
             told.device += self.machine.device_reserve;
-            // Of all ranks, as a run file has them.
-            told.host = told.host * u64::from(self.run.gpus);
-            told.disk = told.disk * u64::from(self.run.gpus);
+            // Of all ranks of a host, as a run file has them.
+            told.host = told.host * u64::from(self.run.gpus_of_host());
+            told.disk = told.disk * u64::from(self.run.gpus_of_host());
         }
         // A budget that is smaller than the reserve leaves nothing, and the reserve was not allowed.
         refusal.allowed.device = refusal.allowed.device.min(self.budgets.device);

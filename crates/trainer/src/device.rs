@@ -88,6 +88,9 @@ pub(crate) fn open_with(
             device.note = connected(&device.note, run.gpus)?;
         }
         device.note += ", each a process of its own";
+        if run.hosts > 1 {
+            device.note += &format!(", {} on each of {} hosts", run.gpus_of_host(), run.hosts);
+        }
         device.group = Some(others.group());
         return Ok(device);
     }
@@ -159,7 +162,7 @@ fn on_gpu(run: &Run, shape: &ModelShape, gpu: &Gpu) -> Device {
 /// The CPU device of a run. It has no link that could be slowed down.
 fn cpu(run: &Run) -> Result<Device, TrainError> {
     match Pace::asked()? {
-        None => Ok(Device::cpu_of(run.gpus)),
+        None => Ok(Device::cpu_of(run.gpus_of_host())),
         Some(_) => Err(CudaError::NoLink.into()),
     }
 }

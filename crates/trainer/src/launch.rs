@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use lowtide_config as config;
 use lowtide_config::Run;
-use lowtide_device::comm::{Ask, Comm, CommError, MeetError, Meeting, Party, World, way};
+use lowtide_device::comm::{
+    Ask, Comm, CommError, MeetError, Meeting, Party, Rendezvous, World, way,
+};
 use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
 use lowtide_executor::ExecError;
 use lowtide_measure::NetTimes;
@@ -35,11 +37,17 @@ const NO_STEP: u32 = 0xffff_fff0;
 /// The most ranks that may be, as the key `gpus` has it.
 pub(crate) const RANKS: usize = 16;
 
-/// What a launcher says of this process: one of several ranks on one host.
+/// What a launcher says of this process: one of several ranks, on one host or spread evenly over several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
     /// Which rank, of how many.
     pub world: World,
+    /// How many hosts they are on.
+    pub hosts: usize,
+    /// Which of this host's ranks it is.
+    local: usize,
+    /// Of several hosts: where they meet.
+    far: Option<Rendezvous>,
     /// What all ranks of the launch know it by, and no other launch.
     pub name: String,
 }
@@ -57,7 +65,7 @@ impl Launch {
     /// What the environment says, read by `var`; none where there is no launcher, or one rank alone.
     ///
     /// # Errors
-    /// [`TrainError::Launch`]: ranks of several hosts, and an environment that does not say all.
+    /// [`TrainError::Launch`]: hosts with unlike numbers of ranks, and an environment that does not say all.
     pub fn found(var: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, TrainError> {
         let both = (var("RANK"), var("WORLD_SIZE"));
         let found = match both {
@@ -89,13 +97,14 @@ impl Launch {
             return Ok(None);
         }
         let here = var("LOCAL_WORLD_SIZE").zip(var("LOCAL_RANK"));
-        let Some((here, _)) = here else {
+        let Some((here, local)) = here else {
             return Err(TrainError::Launch(format!(
                 "RANK and WORLD_SIZE say rank {rank} of {size}, but LOCAL_RANK and LOCAL_WORLD_SIZE are not set: how many \
                  of them are on this host is unknown"
             )));
         };
-        one_host("WORLD_SIZE", world.size, number("LOCAL_WORLD_SIZE", &here)?)?;
+        let here = number("LOCAL_WORLD_SIZE", &here)?;
+        let hosts = even("LOCAL_WORLD_SIZE", world.size, here)?;
         let Some(port) = var("MASTER_PORT") else {
             return Err(TrainError::Launch(
                 "RANK and WORLD_SIZE are set, but MASTER_PORT is not: launches of one host are told apart by it".to_owned(),
@@ -108,8 +117,22 @@ impl Launch {
             "TORCHELASTIC_RESTART_COUNT",
         ]
         .map(of);
+        let local = match hosts {
+            1 => world.rank,
+            _ => number("LOCAL_RANK", &local)?,
+        };
+        let far = match hosts {
+            1 => None,
+            _ => Some(Rendezvous {
+                address: needed(var, "MASTER_ADDR")?,
+                port: port_behind(var, &port)?,
+            }),
+        };
         Ok(Some(Self {
             world,
+            hosts,
+            local,
+            far,
             name: named(&format!("{port} {}", rest.join(" "))),
         }))
     }
@@ -133,13 +156,46 @@ impl Launch {
         }
         let hosts = of("SLURM_STEP_NUM_NODES", "SLURM_NNODES");
         let hosts = hosts.map_or(Ok(1), |n| number("SLURM_NNODES", &n))?;
-        if hosts > 1 {
-            return Err(several_hosts(&format!("SLURM_NNODES is {hosts}")));
-        }
         let job = var("SLURM_JOB_ID").unwrap_or_default();
+        let name = named(&format!("slurm {job} {step}"));
+        if hosts <= 1 {
+            return Ok(Some(Self {
+                world,
+                hosts: 1,
+                local: world.rank,
+                far: None,
+                name,
+            }));
+        }
+        if !world.size.is_multiple_of(hosts) {
+            return Err(uneven(&format!("SLURM_NNODES is {hosts}"), world.size));
+        }
+        let address = match var("MASTER_ADDR") {
+            Some(address) => address,
+            None => {
+                let nodes = of("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST").unwrap_or_default();
+                first_host(&nodes).ok_or_else(|| {
+                    TrainError::Launch(format!(
+                        "SLURM_JOB_NODELIST is '{nodes}', which names no first host: set MASTER_ADDR to rank 0's"
+                    ))
+                })?
+            }
+        };
+        let port = match var("MASTER_PORT") {
+            Some(port) => port_behind(var, &port)?,
+            None => port_of(var)?.unwrap_or_else(|| {
+                let number = name
+                    .bytes()
+                    .fold(0u32, |n, b| n.wrapping_mul(31) + u32::from(b));
+                PORTS.start + (number % (PORTS.end - PORTS.start) as u32) as u16
+            }),
+        };
         Ok(Some(Self {
             world,
-            name: named(&format!("slurm {job} {step}")),
+            hosts,
+            local: number("SLURM_LOCALID", &needed(var, "SLURM_LOCALID")?)?,
+            far: Some(Rendezvous { address, port }),
+            name,
         }))
     }
 
@@ -149,17 +205,27 @@ impl Launch {
     /// Ranks that do not come, or that have another run or version: the same error on all.
     pub fn meet(&self, run: Result<&Run, String>) -> Result<Met, TrainError> {
         let run = run.and_then(|run| {
-            let gpu = gpu_of(run, self.world).map_err(|e| e.to_string())?;
+            if self.hosts > 1 && run.checkpoint.durable {
+                let why = "checkpoint.durable: a durable run on several hosts is not supported; save checkpoints instead";
+                return Err(why.to_owned());
+            }
+            let gpu = gpu_of(run, self.local).map_err(|e| e.to_string())?;
             Ok((run, gpu))
         });
         let own = match &run {
             Ok((run, gpu)) => {
                 let gpu = gpu.as_ref().map(|gpu| json!([gpu.name(), gpu.bus()]));
-                json!({ "version": VERSION, "run": run, "gpu": gpu })
+                // Ranks are dealt to hosts in order, so a rank's host follows from its number.
+                let host = json!([
+                    self.hosts,
+                    self.world.rank - self.local.min(self.world.rank)
+                ]);
+                json!({ "version": VERSION, "run": run, "gpu": gpu, "host": host })
             }
             Err(why) => json!({ "version": VERSION, "error": why }),
         };
         let meeting = Meeting {
+            far: self.far.clone(),
             name: self.name.clone(),
             world: self.world,
             limit: if run.is_ok() { LIMIT } else { SHORT },
@@ -177,6 +243,7 @@ impl Launch {
             for (rank, other) in all.iter().enumerate().skip(1) {
                 agree(rank, &own, other)?;
             }
+            on_hosts(&all)?;
             apart(&all)?;
             match gpu {
                 None => Ok(Vec::new()),
@@ -185,7 +252,12 @@ impl Launch {
         };
         let party = Arc::new(meeting.meet(hello.as_bytes(), judge)?);
         let gpu = run.ok().and_then(|(_, gpu)| gpu);
-        Ok(Met { party, gpu })
+        let of_host = self.world.size / self.hosts;
+        Ok(Met {
+            party,
+            gpu,
+            of_host,
+        })
     }
 }
 
@@ -196,12 +268,14 @@ pub struct Met {
     pub party: Arc<Party>,
     /// This rank's GPU; none: the CPU device.
     gpu: Option<Gpu>,
+    /// How many ranks each host has.
+    of_host: usize,
 }
 
 /// The GPU of a rank; none where its run is for the CPU device. A launcher that gives each process one GPU shows it
-/// that one alone, another shows all of them: then each rank has its own by its number.
-fn gpu_of(run: &Run, world: World) -> Result<Option<Gpu>, CudaError> {
-    let open = || match Gpu::open(world.rank as u32) {
+/// that one alone, another shows all of them: then each rank of a host has its own by its number there.
+fn gpu_of(run: &Run, local: usize) -> Result<Option<Gpu>, CudaError> {
+    let open = || match Gpu::open(local as u32) {
         Err(CudaError::Ordinal { have: 1, .. }) => Gpu::open(0),
         opened => opened,
     };
@@ -224,7 +298,9 @@ fn apart(all: &[Value]) -> Result<(), String> {
             let (gpu, first) = (of(gpu), of(first));
             return Err(format!("rank {rank} has as GPU: {gpu}, rank 0: {first}"));
         }
-        let same = |other: &Value| !gpu.is_null() && other["gpu"][1] == gpu[1];
+        let same = |other: &Value| {
+            !gpu.is_null() && other["gpu"][1] == gpu[1] && other["host"] == own["host"]
+        };
         if let Some(other) = all[..rank].iter().position(same) {
             return Err(format!(
                 "ranks {other} and {rank} have the same GPU ({}): each needs its own",
@@ -245,19 +321,97 @@ fn named(by: &str) -> String {
     format!("{hash:016x}")
 }
 
-fn one_host(name: &str, size: usize, here: usize) -> Result<(), TrainError> {
-    match size == here {
-        true => Ok(()),
-        false => Err(several_hosts(&format!(
-            "{name} is {size}, of which LOCAL_WORLD_SIZE says {here} are here"
-        ))),
+/// Where rank 0 waits for ranks of other hosts when a launcher names no port.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+/// A variable with the port at which rank 0 waits for ranks of other hosts.
+const PORT: &str = "LOWTIDE_PORT";
+
+/// A variable that ranks of several hosts need.
+fn needed(var: &impl Fn(&str) -> Option<String>, name: &str) -> Result<String, TrainError> {
+    let value = var(name).filter(|v| !v.is_empty());
+    value.ok_or_else(|| {
+        TrainError::Launch(format!(
+            "ranks of several hosts were started, but {name} is not set"
+        ))
+    })
+}
+
+/// The port that was asked for.
+fn port_of(var: &impl Fn(&str) -> Option<String>) -> Result<Option<u16>, TrainError> {
+    var(PORT).map(|port| parsed(PORT, &port)).transpose()
+}
+
+fn parsed(name: &str, port: &str) -> Result<u16, TrainError> {
+    let parsed = port.trim().parse::<u16>().ok().filter(|&n| n > 0);
+    parsed.ok_or_else(|| TrainError::Launch(format!("{name} is '{port}', which is no port")))
+}
+
+/// The port that was asked for, or the one behind the launcher's own, at which torchrun itself may wait.
+fn port_behind(var: &impl Fn(&str) -> Option<String>, port: &str) -> Result<u16, TrainError> {
+    if let Some(asked) = port_of(var)? {
+        return Ok(asked);
+    }
+    let port = parsed("MASTER_PORT", port)?;
+    port.checked_add(1).ok_or_else(|| {
+        TrainError::Launch(format!(
+            "MASTER_PORT is {port}, and no port is behind it: set {PORT}"
+        ))
+    })
+}
+
+/// The first name of a list of hosts as Slurm writes it: `a7,b[01-03]`, `node[008,011-013]-ib`.
+fn first_host(nodes: &str) -> Option<String> {
+    let first = |text: &str, ends: &[char]| -> Option<String> {
+        let name = text.split(ends).next()?;
+        (!name.is_empty()).then(|| name.to_owned())
+    };
+    match (nodes.find('['), nodes.find(',')) {
+        (Some(open), comma) if comma.is_none_or(|comma| open < comma) => {
+            let (prefix, rest) = (&nodes[..open], &nodes[open + 1..]);
+            let (inside, behind) = rest.split_once(']')?;
+            let number = first(inside, &[',', '-'])?;
+            let suffix = behind.split(',').next().unwrap_or_default();
+            Some(format!("{prefix}{number}{suffix}"))
+        }
+        _ => first(nodes, &[',']),
     }
 }
 
-fn several_hosts(what: &str) -> TrainError {
+/// Over how many hosts ranks are spread that have so many here.
+fn even(name: &str, size: usize, here: usize) -> Result<usize, TrainError> {
+    match here > 0 && size.is_multiple_of(here) {
+        true => Ok(size / here),
+        false => Err(uneven(&format!("{name} is {here}"), size)),
+    }
+}
+
+fn uneven(what: &str, size: usize) -> TrainError {
     TrainError::Launch(format!(
-        "{what}: ranks of several hosts are not supported, all must be on one"
+        "{what}, and there are {size} ranks: every host must have as many of them"
     ))
+}
+
+/// Refuses ranks that are not dealt to hosts in order, as many to each. What each says is the number of hosts, and the
+/// first rank of its own.
+fn on_hosts(all: &[Value]) -> Result<(), String> {
+    let hosts = all[0]["host"][0].as_u64().unwrap_or(1);
+    let each = (all.len() as u64 / hosts.max(1)).max(1);
+    for (rank, own) in all.iter().enumerate() {
+        let said = own["host"][0].as_u64().unwrap_or(1);
+        if said != hosts {
+            return Err(format!(
+                "rank {rank} was started on one of {said} hosts, rank 0 on one of {hosts}"
+            ));
+        }
+        let first = rank as u64 / each * each;
+        if hosts > 1 && own["host"][1].as_u64() != Some(first) {
+            return Err(format!(
+                "rank {rank} is not where it is with {each} ranks on each host, one host after the other: start as many on \
+                 each (of srun: --distribution=block)"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Whether another rank is to do what the first one is.
@@ -322,7 +476,8 @@ impl Others {
             Ask::Save => requests.save(),
         });
         Ok(Self {
-            group: Group::processes(&met.party, met.gpu.as_ref()).map_err(unconnected)?,
+            group: Group::processes(&met.party, met.gpu.as_ref(), met.of_host)
+                .map_err(unconnected)?,
             gpu: met.gpu.clone(),
         })
     }
@@ -343,9 +498,15 @@ impl Others {
     }
 }
 
-/// Host memory of the other ranks' processes.
+/// Host memory of the other ranks' processes on this host.
 pub(crate) fn held_by_others(device: &Device) -> Vec<Held> {
-    let there = device.group.iter().flat_map(|group| &group.there);
+    let there = device.group.iter().flat_map(|group| {
+        let near = group.near(usize::MAX);
+        group
+            .there
+            .iter()
+            .filter(move |remote| remote.rank() < near)
+    });
     let of = |remote: &Arc<Remote>| {
         // A process that is gone holds nothing; the next call to it reports why.
         let told = remote.ask(json!("memory")).unwrap_or_default();

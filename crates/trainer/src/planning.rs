@@ -242,7 +242,7 @@ pub fn check_budgets(run: &Run, device: &Device) -> Result<(), TrainError> {
         (true, Some(_), None) => (Asked::Device, on_device),
         // The CPU device's arenas are host memory too.
         (true, Some(d), Some(h)) => {
-            let d = d.0.saturating_mul(u64::from(run.gpus));
+            let d = d.0.saturating_mul(u64::from(run.gpus_of_host()));
             (Asked::DeviceAndHost, Some(Bytes(d.saturating_add(h.0))))
         }
         _ => (Asked::Host, on_host),
@@ -340,7 +340,7 @@ pub fn budgets_of(run: &Run, device: &Device) -> Result<Budgets, TrainError> {
 pub fn cpu_budgets_of(run: &Run) -> Budgets {
     let free = HostMemory::available().saturating_sub(Bytes::MIB * 512);
     let half = Bytes(free.0 / 2);
-    let ranks = u64::from(run.gpus);
+    let ranks = u64::from(run.gpus_of_host());
     let budgets = Budgets {
         // The CPU device's arena is host memory too: each gets half where neither is given.
         device: run.budget.device.unwrap_or(match run.budget.host {
@@ -358,7 +358,7 @@ pub fn cpu_budgets_of(run: &Run) -> Budgets {
 
 /// A rank's part of what ranks of one host share.
 fn of_rank(run: &Run, whole: Budgets) -> Budgets {
-    let part = |whole: Bytes| Bytes(whole.0 / u64::from(run.gpus));
+    let part = |whole: Bytes| Bytes(whole.0 / u64::from(run.gpus_of_host()));
     Budgets {
         host: part(whole.host),
         disk: part(whole.disk),

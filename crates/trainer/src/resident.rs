@@ -29,6 +29,8 @@ pub struct Resident {
     pub beside: Bytes,
     /// The most that it held before: for its data, the measuring of rates, the search for a plan.
     pub start: Bytes,
+    /// Ranks of this host.
+    pub ranks: u32,
 }
 
 /// Host memory that a process holds.
@@ -52,11 +54,11 @@ impl Held {
 }
 
 impl Resident {
-    /// Counts what is held now, other ranks' processes included: when the plan is made and nothing of it is reserved
+    /// Counts what is held now by the ranks of this host, other ranks' processes included: when the plan is made and nothing of it is reserved
     /// yet. What a machine file says of libraries that are not loaded yet counts too.
     #[must_use]
     pub fn count(
-        plan: &Plan,
+        (plan, ranks): (&Plan, u32),
         w: &Workload,
         machine: &Machine,
         trace: Trace,
@@ -66,13 +68,14 @@ impl Resident {
         let inputs = w.batch.input_bytes().0 * u64::from(w.batch.accumulate);
         let each = TASK * tasks as u64 + BATCHES * inputs + EVENT * LANES * trace.events as u64;
         // The export makes matrices of bases and cores while everything is still reserved.
-        let run = each * u64::from(plan.ranks) + merging_bytes(&w.params);
+        let run = each * u64::from(ranks) + merging_bytes(&w.params);
         let here = Held::now();
         let of = |held: &Held| (held.now + later()).max(machine.host_reserve);
         let all = || std::iter::once(&here).chain(others);
         Self {
             beside: all().map(of).sum::<Bytes>() + Bytes(run),
             start: all().map(|held| held.most).sum(),
+            ranks,
         }
     }
 
@@ -80,24 +83,24 @@ impl Resident {
     /// GPU, and what lies beside them; or what it has held already, if that was more.
     #[must_use]
     pub fn planned(&self, plan: &Plan, machine: &Machine) -> Bytes {
-        self.start.max(arenas(plan, machine) + self.beside)
+        self.start.max(self.arenas(plan, machine) + self.beside)
     }
 
     /// What the process takes from now on until all is reserved.
     #[must_use]
     pub fn to_come(&self, plan: &Plan, machine: &Machine) -> Bytes {
         let beside = self.beside.saturating_sub(Held::now().now);
-        arenas(plan, machine) + beside.max(limits::BESIDE)
+        self.arenas(plan, machine) + beside.max(limits::BESIDE)
     }
-}
 
-/// The host's arena, and the CPU device's where there is no GPU, of all ranks.
-fn arenas(plan: &Plan, machine: &Machine) -> Bytes {
-    let arena = |tier| plan.tier(tier).planned_bytes;
-    let device = if machine.cuda {
-        Bytes::ZERO
-    } else {
-        arena(Tier::Device)
-    };
-    (arena(Tier::Host) + device) * u64::from(plan.ranks)
+    /// The host's arena, and the CPU device's where there is no GPU, of all ranks of this host.
+    fn arenas(&self, plan: &Plan, machine: &Machine) -> Bytes {
+        let arena = |tier| plan.tier(tier).planned_bytes;
+        let device = if machine.cuda {
+            Bytes::ZERO
+        } else {
+            arena(Tier::Device)
+        };
+        (arena(Tier::Host) + device) * u64::from(self.ranks)
+    }
 }

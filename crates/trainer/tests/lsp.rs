@@ -349,7 +349,7 @@ fn the_memory_of_an_export_is_counted() {
         host_reserve: Bytes(1 << 40),
         ..crate::common::machine()
     };
-    let count = |w: &Workload| Resident::count(&plan, w, &machine, Trace::NONE, &[]).beside;
+    let count = |w: &Workload| Resident::count((&plan, 1), w, &machine, Trace::NONE, &[]).beside;
     let mut exact = w.clone();
     exact
         .params

@@ -31,7 +31,7 @@ pub fn meeting_advice(e: &MeetError) -> Vec<String> {
     match e {
         MeetError::Missing { .. } => one(
             "what those ranks have printed tells why they ended; all must be started with the same MASTER_ADDR and \
-             MASTER_PORT, by the same user, on one host",
+             MASTER_PORT, and on one host by the same user",
         ),
         MeetError::Taken { .. } => one(
             "give each launch of this host a port of its own: torchrun --standalone, or --master-port",
@@ -40,6 +40,15 @@ pub fn meeting_advice(e: &MeetError) -> Vec<String> {
             "start all ranks with the same run file, --set and program, and no more of them than there are GPUs",
         ),
         MeetError::Held { .. } => one("start the ranks again with another port or run id"),
+        MeetError::Name { .. } => {
+            one("set MASTER_ADDR to a name or an address of rank 0's host that every host knows")
+        }
+        MeetError::Port { .. } => one(
+            "another process has that port: end it, or give all ranks a free port of rank 0's host as LOWTIDE_PORT",
+        ),
+        MeetError::Unreached { .. } => one(
+            "is rank 0 on that host, and does no firewall keep that port shut? LOWTIDE_PORT names another one, for all ranks",
+        ),
         MeetError::System { .. } => Vec::new(),
     }
 }

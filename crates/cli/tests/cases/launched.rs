@@ -452,3 +452,88 @@ fn a_durable_run_of_processes_goes_on_from_its_last_step() {
     assert!(model(&scratch, "out") == model(&scratch, "whole"));
     assert_eq!(numbers(&scratch, "out"), numbers(&scratch, "whole"));
 }
+
+/// A port of this machine that nobody has, as one behind the launcher's.
+fn free_port() -> u16 {
+    loop {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = taken.local_addr().expect("an address").port();
+        if port > 1024 {
+            return port - 1;
+        }
+    }
+}
+
+/// A rank as torchrun starts it on one of several hosts, which are all this machine.
+fn on_host(command: &mut Command, port: u16, rank: usize, size: usize, here: usize) {
+    by_torchrun(command, &port.to_string(), rank, size);
+    command
+        .env("LOCAL_RANK", (rank % here).to_string())
+        .env("LOCAL_WORLD_SIZE", here.to_string())
+        .env("GROUP_RANK", (rank / here).to_string());
+}
+
+/// Ranks of several hosts have the bits of as many ranks of one; each host has the budgets; what one meets ends all.
+#[test]
+fn ranks_of_several_hosts_give_the_bits_of_one_host() {
+    let scratch = scratch();
+    let start = |port: u16, (size, here): (usize, usize), sets: &[&str]| -> Vec<Going> {
+        let of = |r| {
+            let mut command = rank(&scratch, sets);
+            on_host(&mut command, port, r, size, here);
+            Going::start(command)
+        };
+        (0..size).map(of).collect()
+    };
+    let mut args = vec!["train", "run.yaml", "--gpus", "4"];
+    args.extend(["--set", "output=one"]);
+    scratch.run(&args).fine();
+    let got = |output| (model(&scratch, output), numbers(&scratch, output));
+    let all = start(free_port(), (4, 2), &["output=two"]);
+    let all: Vec<Ended> = all.into_iter().map(Going::end).collect();
+    all.iter().for_each(|ended| _ = ended.fine());
+    let text = all[0].text();
+    assert!(text.contains("2 on each of 2 hosts"), "{text}");
+    assert!(got("two") == got("one"));
+
+    let port = free_port();
+    let of = |r: usize| {
+        let mut command = rank(&scratch, &["output=srun"]);
+        by_srun(&mut command, "77", r, 4);
+        command
+            .env("SLURM_NNODES", "4")
+            .env("SLURM_LOCALID", "0")
+            .env("MASTER_ADDR", "localhost")
+            .env("LOWTIDE_PORT", port.to_string());
+        Going::start(command)
+    };
+    let all: Vec<Going> = (0..4).map(of).collect();
+    all.into_iter().for_each(|rank| _ = rank.end().fine());
+    assert!(got("srun") == got("one"));
+
+    // One that is killed ends those of the other host, too.
+    let mut all = start(free_port(), (2, 1), &["output=killed", "train.steps=2000"]);
+    let begin = Instant::now();
+    while told(&scratch, "killed") < 2 {
+        assert!(begin.elapsed() < Duration::from_secs(120), "no step");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    all[1].signal("KILL");
+    let at = Instant::now();
+    let first = all.remove(0).end();
+    first.refused(&["the process of rank 1 has ended"]);
+    assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
+
+    // What cannot be is told before anything is made.
+    let ended = |all: Vec<Going>| -> Vec<Ended> { all.into_iter().map(Going::end).collect() };
+    let durable = ["checkpoint.durable=true", "output=never"];
+    let told = ended(start(free_port(), (2, 1), &durable));
+    told[0].refused(&["checkpoint.durable", "several hosts"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("an address").port() - 1;
+    let mut command = rank(&scratch, &["output=never"]);
+    on_host(&mut command, port, 0, 2, 1);
+    let told = Going::start(command).end();
+    told.refused(&["cannot be met", "in use", "LOWTIDE_PORT"]);
+    assert!(!scratch.at("never").exists());
+}

@@ -2,13 +2,13 @@
 //! what one was asked.
 
 use std::fmt;
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::CommError;
 use super::frames::{receive, send};
+use super::line::Line;
 
 /// What a process was asked from outside, which concerns all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ type AtEnd = Box<dyn FnOnce() + Send>;
 pub(super) struct Life {
     rank: usize,
     /// By rank; none to itself.
-    lines: Vec<Option<Mutex<UnixStream>>>,
+    lines: Vec<Option<Mutex<Line>>>,
     ended: Mutex<Option<CommError>>,
     changed: Condvar,
     /// This process has said that it ends, well.
@@ -53,7 +53,7 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Life {
     /// Listens to all others from here on.
-    pub fn start(rank: usize, lines: Vec<Option<UnixStream>>) -> std::io::Result<Arc<Self>> {
+    pub fn start(rank: usize, lines: Vec<Option<Line>>) -> std::io::Result<Arc<Self>> {
         let mut ears = Vec::new();
         for (peer, line) in lines.iter().enumerate() {
             if let Some(line) = line {
@@ -81,7 +81,7 @@ impl Life {
     }
 
     /// Hears one peer to its end.
-    fn listen(&self, peer: usize, mut line: UnixStream) {
+    fn listen(&self, peer: usize, mut line: Line) {
         while let Ok(Some(message)) = receive(&mut line, MOST) {
             let message = String::from_utf8_lossy(&message);
             match message.split_once(' ').unwrap_or((&message, "")) {
@@ -209,7 +209,7 @@ impl Life {
     pub fn cut(&self) {
         self.over.store(true, Ordering::Release);
         for line in self.lines.iter().flatten() {
-            let _ = lock(line).shutdown(std::net::Shutdown::Both);
+            let _ = lock(line).shutdown();
         }
     }
 
@@ -219,7 +219,7 @@ impl Life {
         for (to, line) in self.lines.iter().enumerate() {
             self.tell(to, "end");
             if let Some(line) = line {
-                let _ = lock(line).shutdown(std::net::Shutdown::Both);
+                let _ = lock(line).shutdown();
             }
         }
     }

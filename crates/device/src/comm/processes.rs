@@ -1,19 +1,22 @@
-//! How processes of one host that are the ranks of one group find each other.
+//! How processes that are the ranks of one group find each other.
 //!
-//! Rank 0 waits at a name that all of them know, in the namespace of abstract sockets: nothing of it is left when a
-//! process ends, however it does. Each other rank says what it is; rank 0 judges, and all get the same answer. Then
+//! On one host rank 0 waits at a name that all of them know, in the namespace of abstract sockets: nothing of it is left
+//! when a process ends, however it does. On several hosts it waits at a port of its host, and tells all where each is
+//! met. Each other rank says what it is; rank 0 judges, and all get the same answer. Then
 //! every pair of ranks has two connections: one for collectives, one to learn of each other's end. Each rank has one
 //! more to rank 0, for whatever rank 0 asks of it.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr as Name, UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::frames::{receive, send};
 use super::life::{Ask, Life};
+use super::line::{Line, Listener};
 use super::sockets::Sockets;
 use super::{CommError, World};
 
@@ -32,9 +35,58 @@ const WORD: Duration = Duration::from_secs(10);
 const YES: &[u8] = b"yes ";
 const NO: &[u8] = b"no ";
 
+/// Where ranks of several hosts meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendezvous {
+    /// Name or address of the host of rank 0.
+    pub address: String,
+    /// The port there at which rank 0 waits.
+    pub port: u16,
+}
+
+impl fmt::Display for Rendezvous {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.address, self.port)
+    }
+}
+
+impl Rendezvous {
+    /// Addresses of the host of rank 0. A name may not be known at once where hosts have just begun.
+    fn resolve(&self, limit: Duration) -> Result<Vec<SocketAddr>, MeetError> {
+        let begin = Instant::now();
+        loop {
+            let why = match (&*self.address, self.port).to_socket_addrs() {
+                Ok(found) => {
+                    let found: Vec<SocketAddr> = found.collect();
+                    if !found.is_empty() {
+                        return Ok(found);
+                    }
+                    "it has no address".to_owned()
+                }
+                Err(e) => e.to_string(),
+            };
+            if begin.elapsed() > HELD.min(limit) {
+                return Err(MeetError::Name {
+                    name: self.address.clone(),
+                    why,
+                });
+            }
+            std::thread::sleep(PAUSE * 20);
+        }
+    }
+
+    /// Whether it is said to be on this host, by an address that others do not reach.
+    fn is_local(&self) -> bool {
+        let literal = self.address.parse::<IpAddr>();
+        self.address == "localhost" || literal.is_ok_and(|ip| ip.is_loopback())
+    }
+}
+
 /// Where and how ranks meet.
 #[derive(Clone, Debug)]
 pub struct Meeting {
+    /// Where, if they are on several hosts.
+    pub far: Option<Rendezvous>,
     /// A name that all of them know and no other group has.
     pub name: String,
     /// Which rank this process is, of how many.
@@ -67,6 +119,32 @@ pub enum MeetError {
     Held {
         /// Rank whose socket it is.
         rank: usize,
+    },
+    /// The name of rank 0's host is not known.
+    #[error("the host of rank 0, {name}, is not known here: {why}")]
+    Name {
+        /// The name.
+        name: String,
+        /// The system's message.
+        why: String,
+    },
+    /// Rank 0 cannot wait where the others look for it.
+    #[error("rank 0 cannot be met at {at}: {why}")]
+    Port {
+        /// Host and port.
+        at: String,
+        /// The system's message.
+        why: String,
+    },
+    /// Rank 0 is not where it is looked for.
+    #[error("rank 0 was not met at {at} within {seconds} s: {why}")]
+    Unreached {
+        /// Host and port.
+        at: String,
+        /// How long it was tried.
+        seconds: u64,
+        /// The system's message.
+        why: String,
     },
     /// They do not go together: why.
     #[error("{0}")]
@@ -120,6 +198,10 @@ struct Word {
     of: For,
     rank: usize,
     size: usize,
+    /// Of several hosts: the port at which it is met.
+    port: u16,
+    /// Which launch it is of.
+    name: String,
     /// What it is, in its own words.
     hello: Vec<u8>,
 }
@@ -128,12 +210,16 @@ impl Word {
     fn write(&self) -> Vec<u8> {
         let of = For::ALL.into_iter().find(|f| f.0 == self.of);
         let of = of.expect("one of them").1;
-        let mut all = format!("{of} {} {}\n", self.rank, self.size).into_bytes();
+        let mut all = format!(
+            "{of} {} {} {} {}\n",
+            self.rank, self.size, self.port, self.name
+        )
+        .into_bytes();
         all.extend_from_slice(&self.hello);
         all
     }
 
-    fn read(from: &mut UnixStream) -> Option<Self> {
+    fn read(from: &mut Line) -> Option<Self> {
         let message = receive(from, MOST).ok()??;
         let end = message.iter().position(|&b| b == b'\n')?;
         let head = std::str::from_utf8(&message[..end]).ok()?;
@@ -143,29 +229,42 @@ impl Word {
             of: For::ALL.into_iter().find(|f| f.1 == of)?.0,
             rank: head.next()?.parse().ok()?,
             size: head.next()?.parse().ok()?,
+            port: head.next()?.parse().ok()?,
+            name: head.next()?.to_owned(),
             hello: message[end + 1..].to_vec(),
         })
     }
 }
 
+/// Where each rank is met, of several hosts: of each all addresses that may be its. None on one host.
+type Places = Vec<Vec<SocketAddr>>;
+
 impl Meeting {
-    fn address(&self, rank: usize) -> Result<SocketAddr, MeetError> {
+    fn name_of(&self, rank: usize) -> Result<Name, MeetError> {
         let user = rustix::process::geteuid().as_raw();
         let name = format!("lowtide/{user}/{}/{rank}", self.name);
-        SocketAddr::from_abstract_name(name).map_err(system("the name where ranks meet"))
+        Name::from_abstract_name(name).map_err(system("the name where ranks meet"))
+    }
+
+    /// Takes the place where this rank is met.
+    fn bind(&self) -> Result<Listener, MeetError> {
+        match &self.far {
+            None => self.bind_here(),
+            Some(far) => self.bind_far(far),
+        }
     }
 
     /// Takes the name of this rank.
-    fn bind(&self) -> Result<UnixListener, MeetError> {
+    fn bind_here(&self) -> Result<Listener, MeetError> {
         let rank = self.world.rank;
-        let address = self.address(rank)?;
+        let address = self.name_of(rank)?;
         let begin = Instant::now();
         loop {
             match UnixListener::bind_addr(&address) {
                 Ok(listener) => {
                     let polled = listener.set_nonblocking(true);
                     polled.map_err(system("a socket where ranks meet"))?;
-                    return Ok(listener);
+                    return Ok(Listener::Here(listener));
                 }
                 Err(e) if e.kind() == ErrorKind::AddrInUse => {
                     if begin.elapsed() > HELD {
@@ -178,41 +277,112 @@ impl Meeting {
         }
     }
 
-    /// The next that comes, of this user; none in a moment.
-    fn accept(listener: &UnixListener) -> Option<(UnixStream, Word)> {
-        let (mut line, _) = listener.accept().ok()?;
-        let same = of_this_user(&line);
-        let ready =
-            line.set_nonblocking(false).is_ok() && line.set_read_timeout(Some(WORD)).is_ok();
-        let word = (same && ready).then(|| Word::read(&mut line))??;
-        Some((line, word))
+    /// Rank 0 takes the port that all know, any other one a free one, which rank 0 tells the others.
+    fn bind_far(&self, far: &Rendezvous) -> Result<Listener, MeetError> {
+        let found = far.resolve(self.limit)?;
+        let first = found[0].ip();
+        let any = match first {
+            ip if far.is_local() => ip,
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let failed = |e: &io::Error| MeetError::Port {
+            at: far.to_string(),
+            why: e.to_string(),
+        };
+        if self.world.rank > 0 {
+            return Listener::far((any, 0).into()).map_err(system("a port where ranks meet"));
+        }
+        let (begin, held) = (Instant::now(), HELD.min(self.limit));
+        loop {
+            match Listener::far((any, far.port).into()) {
+                Ok(listener) => return Ok(listener),
+                Err(e) if e.kind() == ErrorKind::AddrInUse && begin.elapsed() < held => {
+                    std::thread::sleep(PAUSE);
+                }
+                Err(e) => return Err(failed(&e)),
+            }
+        }
     }
 
-    fn connect(&self, to: usize, of: For, hello: &[u8]) -> Result<UnixStream, MeetError> {
-        let address = self.address(to)?;
+    /// The next that comes, of this user or launch, and where it is met; none in a moment.
+    fn accept(&self, listener: &Listener) -> Option<(Line, Word, Option<SocketAddr>)> {
+        let (mut line, from) = listener.accept().ok()?;
+        let same = match &line {
+            Line::Here(line) => of_this_user(line),
+            Line::Far(_) => true,
+        };
+        let ready = line.set_read_timeout(Some(WORD)).is_ok();
+        let word = (same && ready).then(|| Word::read(&mut line))??;
+        if word.name != self.name {
+            let what = format!(
+                "rank {} is of another launch than who waits here",
+                word.rank
+            );
+            let _ = send(&mut line, &[NO, what.as_bytes()].concat());
+            return None;
+        }
+        let at = from.map(|ip| (ip, word.port).into());
+        Some((line, word, at))
+    }
+
+    /// One try to reach a rank.
+    fn reach(&self, to: usize, places: &Places) -> Result<Line, Result<MeetError, io::Error>> {
+        let Some(places) = places.get(to) else {
+            let address = self.name_of(to).map_err(Ok)?;
+            let line = UnixStream::connect_addr(&address).map_err(Err)?;
+            // Names of abstract sockets can be guessed, and rank 0 says where files are made.
+            return match of_this_user(&line) {
+                true => Ok(Line::Here(line)),
+                false => Err(Ok(MeetError::Held { rank: to })),
+            };
+        };
+        let mut failed = io::Error::from(ErrorKind::AddrNotAvailable);
+        for at in places {
+            match TcpStream::connect_timeout(at, HELD).and_then(Line::far) {
+                Ok(line) => return Ok(line),
+                Err(e) => failed = e,
+            }
+        }
+        Err(Err(failed))
+    }
+
+    fn connect(
+        &self,
+        (to, of): (usize, For),
+        (hello, port): (&[u8], u16),
+        places: &Places,
+    ) -> Result<Line, MeetError> {
         let begin = Instant::now();
         loop {
-            match UnixStream::connect_addr(&address) {
+            match self.reach(to, places) {
                 Ok(mut line) => {
-                    // Names of abstract sockets can be guessed, and rank 0 says where files are made.
-                    if !of_this_user(&line) {
-                        return Err(MeetError::Held { rank: to });
-                    }
                     let word = Word {
                         of,
                         rank: self.world.rank,
                         size: self.world.size,
+                        port,
+                        name: self.name.clone(),
                         hello: hello.to_vec(),
                     };
                     let sent = send(&mut line, &word.write());
                     sent.map_err(system("a word to another rank"))?;
                     return Ok(line);
                 }
-                Err(_) if begin.elapsed() < self.limit => std::thread::sleep(PAUSE),
-                Err(_) => {
-                    return Err(MeetError::Missing {
-                        ranks: vec![to],
-                        seconds: self.limit.as_secs(),
+                Err(Ok(e)) => return Err(e),
+                Err(Err(_)) if begin.elapsed() < self.limit => std::thread::sleep(PAUSE),
+                Err(Err(e)) => {
+                    let seconds = self.limit.as_secs();
+                    return Err(match &self.far {
+                        Some(far) if to == 0 => MeetError::Unreached {
+                            at: far.to_string(),
+                            seconds,
+                            why: e.to_string(),
+                        },
+                        _ => MeetError::Missing {
+                            ranks: vec![to],
+                            seconds,
+                        },
                     });
                 }
             }
@@ -222,11 +392,12 @@ impl Meeting {
     /// Rank 0: waits for the others' words, and judges.
     fn lead(
         &self,
-        listener: &UnixListener,
+        listener: &Listener,
         judge: impl FnOnce(&[Vec<u8>]) -> Result<Vec<u8>, String>,
-    ) -> Result<(Vec<UnixStream>, Vec<u8>), MeetError> {
+    ) -> Result<(Vec<Line>, Vec<u8>), MeetError> {
         let size = self.world.size;
-        let mut come: Vec<Option<(UnixStream, Vec<u8>)>> = (0..size).map(|_| None).collect();
+        let mut come: Vec<Option<(Line, Vec<u8>, Option<SocketAddr>)>> =
+            (0..size).map(|_| None).collect();
         // Those that have come besides, and what is wrong already.
         let (mut besides, mut wrong) = (Vec::new(), None);
         let (begin, mut known) = (Instant::now(), None::<Instant>);
@@ -235,7 +406,7 @@ impl Meeting {
             if late || begin.elapsed() > self.limit {
                 break;
             }
-            let Some((line, word)) = Self::accept(listener) else {
+            let Some((line, word, at)) = self.accept(listener) else {
                 std::thread::sleep(PAUSE);
                 continue;
             };
@@ -248,7 +419,7 @@ impl Meeting {
                     word.rank, word.size
                 ),
                 Some(None) if word.rank > 0 => {
-                    come[word.rank] = Some((line, word.hello));
+                    come[word.rank] = Some((line, word.hello, at));
                     continue;
                 }
                 _ => format!("two processes are rank {}", word.rank),
@@ -273,9 +444,11 @@ impl Meeting {
                 judge(&hellos).map_err(MeetError::Refused)
             }
         };
-        let lines: Vec<UnixStream> = come.into_iter().flatten().map(|c| c.0).collect();
+        let places = come.iter().skip(1).flatten().filter_map(|c| c.2);
+        let places = written(places, size - 1);
+        let lines: Vec<Line> = come.into_iter().flatten().map(|c| c.0).collect();
         let word = match &verdict {
-            Ok(word) => [YES, word].concat(),
+            Ok(word) => [YES, places.as_bytes(), word].concat(),
             Err(e) => [NO, e.to_string().as_bytes()].concat(),
         };
         for mut line in lines.iter().chain(&besides) {
@@ -286,8 +459,16 @@ impl Meeting {
     }
 
     /// Any other rank: sends rank 0 what it is, and receives the verdict.
-    fn follow(&self, hello: &[u8]) -> Result<(Vec<UnixStream>, Vec<u8>), MeetError> {
-        let mut line = self.connect(0, For::Calls, hello)?;
+    fn follow(
+        &self,
+        hello: &[u8],
+        port: u16,
+        places: &mut Places,
+    ) -> Result<(Vec<Line>, Vec<u8>), MeetError> {
+        if let Some(far) = &self.far {
+            places.push(far.resolve(self.limit)?);
+        }
+        let mut line = self.connect((0, For::Calls), (hello, port), places)?;
         let most = self.limit + LATE + WORD;
         let waits = line.set_read_timeout(Some(most));
         waits.map_err(system("a line to rank 0"))?;
@@ -296,7 +477,13 @@ impl Meeting {
             return Err(MeetError::Refused("rank 0 has ended".to_owned()));
         };
         match (verdict.strip_prefix(YES), verdict.strip_prefix(NO)) {
-            (Some(word), _) => Ok((vec![line], word.to_owned())),
+            (Some(word), _) if self.far.is_none() => Ok((vec![line], word.to_owned())),
+            (Some(word), _) => {
+                let (others, word) = read_places(word, &places[0])
+                    .ok_or_else(|| MeetError::Refused("rank 0 is of another kind".to_owned()))?;
+                places.extend(others);
+                Ok((vec![line], word))
+            }
             (None, why) => {
                 let why = why.unwrap_or(b"rank 0 is of another kind");
                 let why = String::from_utf8_lossy(why).into_owned();
@@ -306,13 +493,17 @@ impl Meeting {
     }
 
     /// Lines to all others: to those before this one it connects, those behind it come.
-    fn lines(&self, listener: &UnixListener) -> Result<[Vec<Option<UnixStream>>; 2], MeetError> {
+    fn lines(
+        &self,
+        listener: &Listener,
+        places: &Places,
+    ) -> Result<[Vec<Option<Line>>; 2], MeetError> {
         let World { rank, size } = self.world;
-        let none = || (0..size).map(|_| None).collect::<Vec<Option<UnixStream>>>();
+        let none = || (0..size).map(|_| None).collect::<Vec<Option<Line>>>();
         let (mut life, mut work) = (none(), none());
         for to in 0..rank {
-            life[to] = Some(self.connect(to, For::Life, &[])?);
-            work[to] = Some(self.connect(to, For::Work, &[])?);
+            life[to] = Some(self.connect((to, For::Life), (&[], 0), places)?);
+            work[to] = Some(self.connect((to, For::Work), (&[], 0), places)?);
         }
         let begin = Instant::now();
         loop {
@@ -322,8 +513,8 @@ impl Meeting {
             if missing.is_empty() {
                 return Ok([life, work]);
             }
-            match Self::accept(listener) {
-                Some((line, word)) if word.rank > rank && word.rank < size => match word.of {
+            match self.accept(listener) {
+                Some((line, word, _)) if word.rank > rank && word.rank < size => match word.of {
                     For::Life => life[word.rank] = Some(line),
                     For::Work => work[word.rank] = Some(line),
                     For::Calls => {}
@@ -352,15 +543,17 @@ impl Meeting {
     ) -> Result<Party, MeetError> {
         // A name is taken before any word is given, so who has the verdict finds all others.
         let listener = self.bind()?;
+        let port = listener.port().map_err(system("a port where ranks meet"))?;
+        let mut places = Places::new();
         let (calls, word) = match self.world.rank {
             0 => self.lead(&listener, judge)?,
-            _ => self.follow(hello)?,
+            _ => self.follow(hello, port, &mut places)?,
         };
         for line in &calls {
             line.set_read_timeout(None)
                 .map_err(system("a line to another rank"))?;
         }
-        let [life, work] = self.lines(&listener)?;
+        let [life, work] = self.lines(&listener, &places)?;
         let life = Life::start(self.world.rank, life).map_err(system("a line to another rank"))?;
         let comm = Sockets::new(self.world, self.patience, Arc::clone(&life), work);
         Ok(Party {
@@ -374,15 +567,46 @@ impl Meeting {
     }
 }
 
+/// Where the ranks behind the first are met, of several hosts; nothing on one host. Who comes to rank 0 from its own
+/// host may come from an address that other hosts do not reach: it is met where rank 0 is.
+fn written(places: impl Iterator<Item = SocketAddr>, others: usize) -> String {
+    let of = |at: SocketAddr| match at.ip().to_canonical().is_loopback() {
+        true => format!("- {}", at.port()),
+        false => format!("{} {}", at.ip().to_canonical(), at.port()),
+    };
+    let all: Vec<String> = places.map(of).collect();
+    match all.len() == others {
+        true => all.join(" ") + "\n",
+        false => String::new(),
+    }
+}
+
+/// What [`written`] says, with `first` as the addresses of rank 0, and what is behind it.
+fn read_places(word: &[u8], first: &[SocketAddr]) -> Option<(Places, Vec<u8>)> {
+    let end = word.iter().position(|&b| b == b'\n')?;
+    let text = std::str::from_utf8(&word[..end]).ok()?;
+    let words: Vec<&str> = text.split(' ').collect();
+    let of = |pair: &[&str]| {
+        let port: u16 = pair.get(1)?.parse().ok()?;
+        let hosts: Vec<IpAddr> = match pair[0] {
+            "-" => first.iter().map(SocketAddr::ip).collect(),
+            ip => vec![ip.parse().ok()?],
+        };
+        Some(hosts.into_iter().map(|ip| (ip, port).into()).collect())
+    };
+    let places = words.chunks(2).map(of).collect::<Option<Places>>()?;
+    Some((places, word[end + 1..].to_owned()))
+}
+
 /// Processes that have come together.
 pub struct Party {
     world: World,
     pub(super) comm: Arc<Sockets>,
     pub(super) life: Arc<Life>,
-    calls: Mutex<Vec<UnixStream>>,
+    calls: Mutex<Vec<Line>>,
     word: Vec<u8>,
     /// Held while they are together: another process of the same launch cannot be this rank.
-    _name: UnixListener,
+    _name: Listener,
 }
 
 impl fmt::Debug for Party {
@@ -413,7 +637,7 @@ impl Party {
     /// Lines for whatever rank 0 asks of the others: of rank 0 one to each other rank, in order; of another one its
     /// line to rank 0. Once: then they are the caller's.
     #[must_use]
-    pub fn take_calls(&self) -> Vec<UnixStream> {
+    pub fn take_calls(&self) -> Vec<Line> {
         std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

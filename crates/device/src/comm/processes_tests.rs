@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Ask, Collective, Comm, CommError, MeetError, Meeting, Party, Pattern, Stretch, World};
+use super::{
+    Ask, Collective, Comm, CommError, MeetError, Meeting, Party, Pattern, Rendezvous, Stretch,
+    World,
+};
 use crate::Queue;
 use crate::view::{Dst, Src};
 
@@ -23,6 +26,7 @@ const STRETCHES: [Stretch; 2] = [
 
 fn meeting(rank: usize, size: usize, name: &str) -> Meeting {
     Meeting {
+        far: None,
         name: name.to_owned(),
         world: World { rank, size },
         limit: Duration::from_secs(20),
@@ -325,4 +329,120 @@ fn what_does_not_go_together_is_told_to_all() {
         matches!(&outcome, MeetError::Missing { ranks, .. } if ranks == &[0]),
         "{outcome}"
     );
+}
+
+/// A port of this host that nobody has.
+fn free_port() -> u16 {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    taken.local_addr().expect("an address").port()
+}
+
+fn at_port(port: u16, (rank, size): (usize, usize), name: &str) -> Meeting {
+    Meeting {
+        far: Some(Rendezvous {
+            address: "localhost".to_owned(),
+            port,
+        }),
+        ..meeting(rank, size, name)
+    }
+}
+
+/// Ranks of several hosts meet at a port, whoever else comes there, and exchange what others do.
+#[test]
+fn ranks_of_several_hosts_meet_at_a_port() {
+    let (port, name) = (free_port(), name());
+    let others: Vec<_> = [(1, 3), (2, 3)]
+        .map(|world| {
+            let at = at_port(port, world, &name);
+            std::thread::spawn(move || at.meet(b"other", |_| Err("not asked".to_owned())))
+        })
+        .into();
+    let first = at_port(port, (0, 3), &name);
+    let strangers = std::thread::spawn(move || {
+        let connect = || loop {
+            if let Ok(line) = std::net::TcpStream::connect(("127.0.0.1", port)) {
+                return line;
+            }
+        };
+        use std::io::Write;
+        // Half a word; a page; another launch, which is told.
+        connect().write_all(&[9, 0]).expect("sent");
+        connect()
+            .write_all(b"GET / HTTP/1.1\r\n\r\n")
+            .expect("sent");
+        let mut line = connect();
+        super::send(&mut line, b"calls 1 3 5 another\nhello").expect("sent");
+        super::receive(&mut line, 1000).expect("an answer")
+    });
+    let met = first.meet(b"first", |hellos| {
+        assert_eq!(hellos, [b"other", b"other"]);
+        Ok(b"a\nword".to_vec())
+    });
+    let mut ranks = vec![met.expect("they come together")];
+    ranks.extend(
+        others
+            .into_iter()
+            .map(|t| t.join().expect("no panic").expect("met")),
+    );
+    let told = strangers.join().expect("no panic").unwrap_or_default();
+    let told = String::from_utf8(told).expect("text");
+    // It may have come when all were there.
+    assert!(
+        told.is_empty() || told.contains("of another launch"),
+        "{told}"
+    );
+    let whole = each(&ranks, |party| {
+        assert_eq!(party.word(), b"a\nword");
+        let mut whole = vec![0u8; 19];
+        let part = [party.world().rank as u8; 7];
+        assert_eq!(
+            exchange(party, gather("it", &STRETCHES), &part, &mut whole),
+            None
+        );
+        whole
+    });
+    assert!(whole.iter().all(|w| w == &whole[0]));
+    assert_eq!(whole[0][..6], [0, 0, 1, 1, 2, 2]);
+    // The end of one is heard by all.
+    ranks.remove(1).life.cut();
+    let begin = Instant::now();
+    while ranks.iter().any(|party| party.ended().is_none()) {
+        assert!(begin.elapsed() < Duration::from_secs(10), "nobody heard");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(ranks[0].ended(), Some(CommError::Gone { rank: 1 }));
+}
+
+#[test]
+fn where_ranks_of_several_hosts_do_not_meet_is_named() {
+    let short = |address: &str, port: u16, rank: usize| {
+        let at = Meeting {
+            far: Some(Rendezvous {
+                address: address.to_owned(),
+                port,
+            }),
+            limit: Duration::from_millis(50),
+            ..meeting(rank, 2, "x")
+        };
+        at.meet(b"", |_| Ok(Vec::new()))
+            .expect_err("nobody there")
+            .to_string()
+    };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("an address").port();
+    let told = short("127.0.0.1", port, 0);
+    assert!(
+        told.contains(&format!("127.0.0.1:{port}")) && told.contains("in use"),
+        "{told}"
+    );
+    drop(taken);
+    let told = short("127.0.0.1", port, 1);
+    assert!(
+        told.contains(&format!("127.0.0.1:{port}")) && told.contains("refused"),
+        "{told}"
+    );
+    let told = short("no..name", port, 1);
+    assert!(told.contains("no..name, is not known here"), "{told}");
+    let told = short("127.0.0.1", free_port(), 0);
+    assert!(told.contains("rank 1 did not come"), "{told}");
 }

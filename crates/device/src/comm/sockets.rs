@@ -1,11 +1,11 @@
-//! Collectives between processes of one host, on the CPU device.
+//! Collectives between processes, on the CPU device.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::life::Life;
+use super::line::Line;
 use super::{Collective, Comm, CommError, Pattern, World, described};
 use crate::Queue;
 use crate::view::{Dst, Src};
@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Longest text of what a peer makes.
 const MOST: u32 = 1 << 16;
 
-/// Ranks that are processes of one host and exchange bytes of its memory over sockets, each pair over one of its own.
+/// Ranks that are processes and exchange bytes of host memory over sockets, each pair over one of its own.
 #[derive(Debug)]
 pub struct Sockets {
     world: World,
@@ -28,7 +28,7 @@ pub struct Sockets {
 #[derive(Debug)]
 struct Lines {
     /// By rank; none to itself.
-    peers: Vec<Option<UnixStream>>,
+    peers: Vec<Option<Line>>,
     /// Collectives that this rank has made; named in errors.
     number: u64,
 }
@@ -76,23 +76,23 @@ impl On<'_> {
         Ok(())
     }
 
-    fn write(&self, mut line: &UnixStream, bytes: &[u8]) -> Result<(), CommError> {
+    fn write(&self, mut line: &Line, bytes: &[u8]) -> Result<(), CommError> {
         self.patiently(bytes.len(), |at| line.write(&bytes[at..]))
     }
 
-    fn read(&self, mut line: &UnixStream, bytes: &mut [u8]) -> Result<(), CommError> {
+    fn read(&self, mut line: &Line, bytes: &mut [u8]) -> Result<(), CommError> {
         self.patiently(bytes.len(), |at| line.read(&mut bytes[at..]))
     }
 
     /// Says what this rank makes now.
-    fn announce(&self, line: &UnixStream) -> Result<(), CommError> {
+    fn announce(&self, line: &Line) -> Result<(), CommError> {
         let mut head = (self.what.len() as u32).to_le_bytes().to_vec();
         head.extend_from_slice(self.what.as_bytes());
         self.write(line, &head)
     }
 
     /// Hears what the peer makes, which must be the same.
-    fn compare(&self, line: &UnixStream) -> Result<(), CommError> {
+    fn compare(&self, line: &Line) -> Result<(), CommError> {
         let mut length = [0u8; 4];
         self.read(line, &mut length)?;
         let mut theirs = vec![0; u32::from_le_bytes(length).min(MOST) as usize];
@@ -116,7 +116,7 @@ impl Sockets {
         world: World,
         limit: Duration,
         life: Arc<Life>,
-        peers: Vec<Option<UnixStream>>,
+        peers: Vec<Option<Line>>,
     ) -> io::Result<Self> {
         for line in peers.iter().flatten() {
             line.set_read_timeout(Some(LOOK))?;

@@ -1,10 +1,9 @@
 //! A rank in another process, as the first rank's process calls it.
 
 use std::fmt;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lowtide_device::comm::Party;
+use lowtide_device::comm::{Line, Party};
 use lowtide_executor::{ExecError, Options};
 use lowtide_planner::{PartName, Plan, SlotId};
 use lowtide_tiers::TierError;
@@ -21,7 +20,7 @@ use crate::step::StepData;
 pub struct Remote {
     rank: usize,
     party: Arc<Party>,
-    line: Mutex<UnixStream>,
+    line: Mutex<Line>,
 }
 
 impl fmt::Debug for Remote {
@@ -99,11 +98,11 @@ impl Remote {
         &self,
         plan: &Plan,
         clip: ClipRule,
-        options: &Options,
+        (options, of_host): (&Options, usize),
         disk: &DiskChoice,
     ) -> Result<(), ExecError> {
         let watchdog = options.watchdog.as_millis() as u64;
-        let how = (options.threads, options.poison, watchdog);
+        let how = (options.threads, options.poison, watchdog, of_host);
         let opening = Opening::new(plan.clone(), clip, how, disk);
         self.call(&Call::Open(Box::new(opening)), &[]).map(drop)
     }

@@ -1,16 +1,15 @@
 //! The process of a rank that is not the first: does what the first one asks, until that says to end.
 
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lowtide_device::comm::{Comm, Party};
+use lowtide_device::comm::{Comm, Line, Party};
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{ExecError, Mode, Options, Trace};
 use lowtide_model::Decoder;
 use lowtide_planner::check::check;
 use lowtide_planner::{Plan, SlotId, Tensor, Tier};
-use lowtide_tiers::{MadeDirs, TierError};
+use lowtide_tiers::{DiskConfig, MadeDirs, TierError, limits};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -62,6 +61,16 @@ impl Seat {
         let mut made = MadeDirs::default();
         let need = plan.tier(Tier::Disk).planned_bytes;
         let config = config_of(&disk, need, &mut made)?;
+        // The first rank's process has looked at its own host for all ranks there; on each other one its first does.
+        let of_host = opening.of_host.max(1);
+        if rank >= of_host && rank.is_multiple_of(of_host) {
+            let mut arenas = plan.tier(Tier::Host).planned_bytes;
+            if gpu.is_none() {
+                arenas += plan.tier(Tier::Device).planned_bytes;
+            }
+            let on_disk: Vec<&DiskConfig> = config.iter().cycle().take(of_host).collect();
+            limits::check(arenas * of_host as u64, limits::BESIDE, &on_disk)?;
+        }
         Ok(Self {
             at: open_rank(decoder, &plan, clip, rank, options, (disk, config))?,
             decoder: Arc::clone(decoder),
@@ -168,7 +177,7 @@ pub fn serve(
 
 fn answer(
     party: &Party,
-    line: &mut UnixStream,
+    line: &mut Line,
     decoder: &Arc<Decoder>,
     (comm, gpu): (&Arc<dyn Comm>, Option<&Gpu>),
     ask: &mut dyn FnMut(Value) -> Result<Value, String>,

@@ -1,11 +1,10 @@
 //! Calls and their answers, as bytes: a head in JSON, and what is large behind it.
 
 use std::io::{self, ErrorKind};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use lowtide_data::Micro;
-use lowtide_device::comm::{receive, send};
+use lowtide_device::comm::{Line, receive, send};
 use lowtide_executor::{EngineError, ExecError};
 use lowtide_kernels::update::Hyper;
 use lowtide_planner::{Clip, PartName, Plan, SlotId};
@@ -69,6 +68,8 @@ pub(super) struct Opening {
     pub threads: usize,
     pub poison: bool,
     pub watchdog_ms: u64,
+    /// How many ranks each host has.
+    pub of_host: usize,
     disk: Disk,
 }
 
@@ -97,7 +98,7 @@ impl Opening {
     pub fn new(
         plan: Plan,
         clip: ClipRule,
-        (threads, poison, watchdog_ms): (usize, bool, u64),
+        (threads, poison, watchdog_ms, of_host): (usize, bool, u64, usize),
         disk: &DiskChoice,
     ) -> Self {
         let disk = match disk {
@@ -124,6 +125,7 @@ impl Opening {
             threads,
             poison,
             watchdog_ms,
+            of_host,
             disk,
         }
     }
@@ -329,16 +331,14 @@ impl Fault {
 }
 
 /// Writes a head and what is behind it.
-pub(super) fn put(line: &mut UnixStream, head: &impl Serialize, body: &[u8]) -> io::Result<()> {
+pub(super) fn put(line: &mut Line, head: &impl Serialize, body: &[u8]) -> io::Result<()> {
     let head = serde_json::to_vec(head).map_err(io::Error::other)?;
     send(line, &head)?;
     send(line, body)
 }
 
 /// Reads a head and what is behind it; `None` at the line's end.
-pub(super) fn get<T: for<'a> Deserialize<'a>>(
-    line: &mut UnixStream,
-) -> io::Result<Option<(T, Vec<u8>)>> {
+pub(super) fn get<T: for<'a> Deserialize<'a>>(line: &mut Line) -> io::Result<Option<(T, Vec<u8>)>> {
     let Some(head) = receive(line, HEAD)? else {
         return Ok(None);
     };

@@ -173,14 +173,15 @@ impl Sizes {
             ),
         ];
         let ranks = planned.plan.ranks;
-        let state = planned.plan.tier(Tier::Disk).planned_bytes.0 * u64::from(ranks);
+        let near = ranks.min(run.gpus_of_host());
+        let state = planned.plan.tier(Tier::Disk).planned_bytes.0 * u64::from(near);
         let total: u64 = run.budget.disk.iter().map(|d| d.size.0).sum();
         for drive in run.budget.disk.iter().filter(|_| state > 0) {
             let share = (state as f64 * drive.size.0 as f64 / total as f64) as u64;
             let bytes = |dir: &std::path::Path| lowtide_tiers::limits::state_file_bytes(dir).0;
             let there: u64 = match ranks {
                 1 => bytes(&drive.dir),
-                _ => (0..ranks as usize)
+                _ => (0..near as usize)
                     .map(|rank| bytes(&rank_folder(&drive.dir, rank)))
                     .sum(),
             };

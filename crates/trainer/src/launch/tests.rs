@@ -73,9 +73,33 @@ fn one_process_alone_and_a_batch_script_are_no_launch() {
 const MANY: &str = "1000000000000";
 
 #[test]
-fn several_hosts_and_half_an_environment_are_refused() {
+fn unlike_hosts_and_half_an_environment_are_refused() {
     let cases = [
-        (with(&TORCHRUN, "LOCAL_WORLD_SIZE", "1"), "several hosts"),
+        (with(&TORCHRUN, "LOCAL_WORLD_SIZE", "0"), "as many"),
+        (
+            with(&with(&TORCHRUN, "WORLD_SIZE", "5"), "LOCAL_RANK", "0"),
+            "as many",
+        ),
+        (
+            with(&with(&TORCHRUN, "LOCAL_WORLD_SIZE", "1"), "MASTER_ADDR", ""),
+            "MASTER_ADDR is not set",
+        ),
+        (
+            with(
+                &with(&TORCHRUN, "LOCAL_WORLD_SIZE", "1"),
+                "MASTER_PORT",
+                "x",
+            ),
+            "MASTER_PORT is 'x'",
+        ),
+        (
+            with(
+                &with(&TORCHRUN, "LOCAL_WORLD_SIZE", "1"),
+                "MASTER_PORT",
+                "65535",
+            ),
+            "LOWTIDE_PORT",
+        ),
         (with(&TORCHRUN, "LOCAL_RANK", ""), "LOCAL_RANK"),
         (with(&TORCHRUN, "MASTER_PORT", ""), "MASTER_PORT"),
         (with(&TORCHRUN, "RANK", "2"), "rank 2 of 2"),
@@ -89,7 +113,11 @@ fn several_hosts_and_half_an_environment_are_refused() {
         ),
         (with(&SRUN, "SLURM_NTASKS", "17"), "17 ranks"),
         (with(&TORCHRUN, "RANK", "one"), "RANK is 'one'"),
-        (with(&SRUN, "SLURM_NNODES", "2"), "several hosts"),
+        (with(&SRUN, "SLURM_NNODES", "2"), "SLURM_JOB_NODELIST"),
+        (
+            with(&with(&SRUN, "SLURM_NNODES", "2"), "SLURM_NTASKS", "3"),
+            "as many",
+        ),
     ];
     for (all, word) in cases {
         let told = found(&all).expect_err(word);
@@ -146,4 +174,58 @@ fn each_rank_needs_a_gpu_of_its_own_and_all_alike() {
         error.contains("rank 1 has as GPU: none, rank 0: H100"),
         "{error}"
     );
+}
+
+#[test]
+fn ranks_of_several_hosts_meet_at_the_first() {
+    let far = |all: &[(&str, &str)]| {
+        let launch = found(all).expect("whole").expect("a launch");
+        let far = launch.far.expect("several hosts");
+        (launch.hosts, launch.local, far.to_string())
+    };
+    let one_each = with(&TORCHRUN, "LOCAL_WORLD_SIZE", "1");
+    let one_each = with(&one_each, "LOCAL_RANK", "0");
+    assert_eq!(far(&one_each), (2, 0, "127.0.0.1:29501".to_owned()));
+    let asked = [&one_each[..], &[("LOWTIDE_PORT", "7000")]].concat();
+    assert_eq!(far(&asked).2, "127.0.0.1:7000");
+    let two = with(&with(&SRUN, "SLURM_NNODES", "2"), "SLURM_LOCALID", "0");
+    let two = [&two[..], &[("SLURM_JOB_NODELIST", "node[08-09]")]].concat();
+    let (hosts, local, at) = far(&two);
+    let (name, port) = at.split_once(':').expect("a port");
+    assert_eq!((hosts, local, name), (2, 0, "node08"));
+    assert!(PORTS.contains(&port.parse().expect("a number")), "{port}");
+    assert_eq!(far(&two), far(&with(&two, "SLURM_PROCID", "0")), "of all");
+    for (nodes, first) in [
+        ("a", "a"),
+        ("a7,b[01-03]", "a7"),
+        ("b[01-03],a7", "b01"),
+        ("node[008,011-013]-ib", "node008-ib"),
+    ] {
+        assert_eq!(first_host(nodes).as_deref(), Some(first));
+    }
+    for nodes in ["", ",", "a[", "a[]"] {
+        assert_eq!(first_host(nodes), None, "{nodes}");
+    }
+}
+
+#[test]
+fn ranks_are_dealt_to_hosts_in_order() {
+    let of = |hosts: &[(u64, u64)]| {
+        let all = hosts
+            .iter()
+            .map(|&(n, first)| json!({ "host": [n, first] }));
+        on_hosts(&all.collect::<Vec<_>>())
+    };
+    assert_eq!(of(&[(1, 0), (1, 0)]), Ok(()));
+    assert_eq!(of(&[(2, 0), (2, 0), (2, 2), (2, 2)]), Ok(()));
+    let told = of(&[(2, 0), (1, 0)]).expect_err("unlike");
+    assert!(
+        told.contains("one of 1 hosts, rank 0 on one of 2"),
+        "{told}"
+    );
+    // As srun deals them with --distribution=cyclic, and 3 and 1.
+    for wrong in [[0, 1, 1, 2], [0, 0, 0, 3]] {
+        let told = of(&wrong.map(|first| (2, first))).expect_err("out of order");
+        assert!(told.contains("--distribution=block"), "{told}");
+    }
 }
