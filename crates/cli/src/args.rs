@@ -293,6 +293,9 @@ pub struct PlanArgs {
     /// GPUs of this machine that train together (the key `gpus`): 1, 2, 4, 8 or 16.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub gpus: Option<u32>,
+    /// Hosts that these GPUs are spread over, each with as many and with the budgets of host and disk; with --machine.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16), requires = "machine")]
+    pub hosts: Option<u32>,
     /// Device memory allowed, such as 24GiB; of several GPUs that of each.
     #[arg(long, value_name = "SIZE")]
     pub device_memory: Option<String>,

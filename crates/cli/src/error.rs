@@ -283,8 +283,13 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::Unlike { .. } => one(
             "choose GPUs that are alike with CUDA_VISIBLE_DEVICES, or lower gpus",
         ),
-        TrainError::NoNet { gpus, .. } => vec![format!(
+        TrainError::NoNet { gpus, hosts: 1, .. } => vec![format!(
             "measure it there: lowtide probe --gpus {gpus} --out FILE"
+        )],
+        TrainError::NoNet { gpus, hosts, .. } => vec![format!(
+            "it needs \"network\": {{\"rate\": BYTES_A_SECOND_OF_A_HOST, \"latency\": SECONDS}}, and where a host has \
+             several GPUs what those exchange: lowtide probe --gpus {} --out FILE",
+            gpus / hosts
         )],
         TrainError::TooLong { positions, .. } => {
             vec![format!(

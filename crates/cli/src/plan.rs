@@ -61,7 +61,19 @@ const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
 
 /// Plans a run or a shape and shows the plan. Long because all that is shown of a plan stands here in its order.
 pub fn plan(args: &PlanArgs, out: Out) -> Answer {
-    let run = settle(run_of(args)?)?;
+    let mut run = settle(run_of(args)?)?;
+    if let Some(hosts) = args.hosts {
+        if !run.gpus.is_multiple_of(hosts) {
+            return Err(CliError::Usage {
+                what: format!(
+                    "--hosts {hosts} and {} GPUs: every host has as many of them",
+                    run.gpus
+                ),
+                help: "give --gpus a multiple of --hosts: it is the number of all GPUs",
+            });
+        }
+        run.hosts = hosts;
+    }
     // Files that cannot be written are an error before minutes of planning.
     let files = pictures(args)?;
     let basis = basis_of(args, &run, out)?;

@@ -1,5 +1,5 @@
-//! What several ranks exchange: bytes alone. One trait, three backends: for the CPU device [`Threads`] of one process and
-//! [`Sockets`] between processes, and [`cuda::NcclComm`](crate::cuda::NcclComm).
+//! What several ranks exchange: bytes alone. One trait, three backends: for the CPU device [`Threads`] of one process
+//! and [`Sockets`] between processes, and [`cuda::NcclComm`](crate::cuda::NcclComm).
 //!
 //! Every rank makes the same collectives in the same order. A collective moves bytes and computes nothing: sums of
 //! what came are kernels of our own, in the order of ranks, so no library's algorithm decides a bit.

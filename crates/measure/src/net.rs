@@ -55,6 +55,7 @@ impl NetTimes {
         let others = self.bytes as f64 * f64::from(ranks - 1) / f64::from(ranks);
         let [gather, scatter, small] = self.seconds;
         NetRates {
+            hosts: 1,
             ranks,
             rate: BytesPerSecond(others / gather.max(scatter).max(1e-9)),
             latency: Seconds(small),

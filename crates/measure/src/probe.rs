@@ -190,6 +190,7 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, MeasureError> {
         d2h: BytesPerSecond(copy),
         copy_overhead: Seconds(wake),
         net: None,
+        network: None,
         updates: Updates::of(UpdateRate {
             optimizer: options.optimizer,
             host: updates,
@@ -256,6 +257,7 @@ fn gpu_rates(options: &ProbeOptions, host: f64, gpu: &Gpu) -> Result<Machine, Me
         d2h: BytesPerSecond(links.d2h),
         copy_overhead: Seconds(op_overhead.max(5e-6)),
         net: None,
+        network: None,
         updates: Updates::of(UpdateRate {
             optimizer: options.optimizer,
             host,

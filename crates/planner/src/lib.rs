@@ -31,7 +31,7 @@ pub mod waits;
 
 pub use build::build;
 pub use choice::{Activations, Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
-pub use machine::{BadRate, DiskRates, Machine, NetRates, Shared, Source};
+pub use machine::{BadRate, DiskRates, Machine, NetRates, NetworkRates, Shared, Source};
 pub use plan::{
     Arg, Lane, LaneKind, PartName, PerLane, PerPart, PerTier, Phase, Piece, PieceId, Plan, Slot,
     SlotId, Task, TaskId, Tensor, Tier, Use, Version, Work,

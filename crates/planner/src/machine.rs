@@ -88,6 +88,27 @@ pub struct NetRates {
     pub rate: BytesPerSecond,
     /// Time of the smallest collective.
     pub latency: Seconds,
+    /// Over how many hosts they were spread.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub hosts: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_one(n: &u32) -> bool {
+    *n == 1
+}
+
+/// What connects hosts that are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetworkRates {
+    /// What each host gets from all others together, and sends them at the same time.
+    pub rate: BytesPerSecond,
+    /// Time of the smallest collective between hosts.
+    pub latency: Seconds,
 }
 
 /// Something that several lanes draw on at once.
@@ -129,6 +150,9 @@ pub struct Machine {
     /// What ranks exchange, where that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<NetRates>,
+    /// What connects it with hosts like it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkRates>,
     /// Optimizers that were measured. Others are estimated: [`Machine::update`].
     #[serde(flatten)]
     pub updates: Updates,
@@ -199,6 +223,18 @@ impl Machine {
         if let Some(net) = &self.net {
             rate("net.rate", net.rate.0)?;
             seconds("net.latency", net.latency)?;
+            let hosts = "from 1 to the number of ranks";
+            let most = f64::from(net.ranks.max(1));
+            within(
+                "net.hosts".to_owned(),
+                f64::from(net.hosts),
+                (1.0, most),
+                hosts,
+            )?;
+        }
+        if let Some(network) = &self.network {
+            rate("network.rate", network.rate.0)?;
+            seconds("network.latency", network.latency)?;
         }
         for (name, time) in &self.ops {
             seconds(&format!("ops.{name}"), *time)?;
@@ -250,6 +286,36 @@ impl Machine {
     pub fn exchange(&self, bytes: Bytes) -> Seconds {
         let net = self.net.unwrap_or(SLOWEST_NET);
         bytes / net.rate + net.latency
+    }
+
+    /// What so many ranks exchange that are spread evenly over so many hosts like this one: as it was measured, or,
+    /// over several hosts, by what ranks of one exchange and what the network carries. Of what a rank gets, the shares
+    /// of ranks of other hosts come through its host's line, for all ranks there; the rest meanwhile inside the host.
+    /// None where the machine does not say enough.
+    #[must_use]
+    pub fn net_of(&self, ranks: u32, hosts: u32) -> Option<NetRates> {
+        if let Some(net) = self.net.filter(|n| (n.ranks, n.hosts) == (ranks, hosts)) {
+            return Some(net);
+        }
+        let network = self
+            .network
+            .filter(|_| hosts > 1 && ranks > hosts.max(1) - 1)?;
+        let here = ranks / hosts;
+        // Seconds a byte of one share.
+        let outside = f64::from(here) * f64::from(ranks - here) / network.rate.0;
+        let (inside, latency) = match here {
+            1 => (0.0, Seconds(0.0)),
+            _ => {
+                let net = self.net.filter(|n| (n.ranks, n.hosts) == (here, 1))?;
+                (f64::from(here - 1) / net.rate.0, net.latency)
+            }
+        };
+        Some(NetRates {
+            ranks,
+            rate: BytesPerSecond(f64::from(ranks - 1) / outside.max(inside)),
+            latency: Seconds(network.latency.0.max(latency.0)),
+            hosts,
+        })
     }
 
     /// The machine as each of so many ranks has it: they share the host's memory, its cores and the drives. Each GPU
@@ -347,6 +413,7 @@ const SLOWEST_NET: NetRates = NetRates {
     ranks: 0,
     rate: BytesPerSecond(1e9),
     latency: Seconds(1e-3),
+    hosts: 1,
 };
 
 /// Stands in where a machine has no disk rates but a plan uses the disk: a slow drive, so that no

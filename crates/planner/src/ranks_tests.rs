@@ -1,12 +1,12 @@
 //! Plans of several ranks: each rank runs the same one, in which it exchanges gradients and weights with the others.
 
-use lowtide_units::Seconds;
+use lowtide_units::{BytesPerSecond, Seconds};
 use lowtide_workload::{Dtype, Workload};
 
 use crate::build::build;
 use crate::check::check;
 use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
-use crate::machine::{Machine, Shared};
+use crate::machine::{Machine, NetRates, NetworkRates, Shared};
 use crate::mutants::mutants;
 use crate::plan::{Lane, LaneKind, PartName, PieceId, Plan, Task, Tensor, Tier, Use, Work};
 use crate::simulate::activations_written;
@@ -368,4 +368,52 @@ fn a_part_of_a_weight_counts_as_a_weight() {
     let shards: u64 = shards.sum();
     assert!(shards > 0);
     assert!(traffic(&plan)[0].weights.0 >= shards);
+}
+
+/// Over hosts, what a rank gets from ranks elsewhere comes through its host's line with what the others there get.
+#[test]
+fn what_ranks_of_several_hosts_exchange_follows_from_both_rates() {
+    let net = |ranks, rate, latency| NetRates {
+        ranks,
+        rate: BytesPerSecond(rate),
+        latency: Seconds(latency),
+        hosts: 1,
+    };
+    let mut m = machine();
+    (m.net, m.network) = (Some(net(2, 1e11, 1e-5)), None);
+    assert_eq!(m.net_of(2, 1), m.net);
+    assert_eq!((m.net_of(4, 2), m.net_of(4, 1)), (None, None));
+    m.network = Some(NetworkRates {
+        rate: BytesPerSecond(1e10),
+        latency: Seconds(5e-5),
+    });
+    assert_eq!(m.net_of(4, 1), None, "one host with four");
+    // 16 ranks on 8 hosts: of 15 shares 14 come through the line, for two ranks: 28 shares at 10 GB/s.
+    let all = m.net_of(16, 8).expect("both are known");
+    assert_eq!((all.ranks, all.hosts, all.latency), (16, 8, Seconds(5e-5)));
+    assert!(
+        (all.rate.0 / (15.0 / 28.0 * 1e10) - 1.0).abs() < 1e-12,
+        "{all:?}"
+    );
+    // A line that is faster than what ranks of one host exchange does not rule.
+    m.network = m.network.map(|n| NetworkRates {
+        rate: BytesPerSecond(1e13),
+        ..n
+    });
+    let all = m.net_of(4, 2).expect("both are known");
+    assert!((all.rate.0 / 3e11 - 1.0).abs() < 1e-12, "{all:?}");
+    // One rank a host needs the network alone, and what was measured over hosts counts as it is.
+    m.net = None;
+    assert_eq!(m.net_of(8, 8).map(|n| n.rate.0.round()), Some(1e13));
+    assert_eq!(m.net_of(16, 8), None);
+    m.net = Some(NetRates {
+        hosts: 2,
+        ..net(4, 7e9, 1e-4)
+    });
+    assert_eq!(m.net_of(4, 2), m.net);
+    m.net = m.net.map(|n| NetRates { hosts: 5, ..n });
+    assert_eq!(
+        m.check().expect_err("more hosts than ranks").key,
+        "net.hosts"
+    );
 }

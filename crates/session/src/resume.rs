@@ -1,8 +1,8 @@
 //! Where a durable run goes on: from the newest state that all ranks have committed and that is whole on all of them.
 //!
 //! Each rank commits by itself, so ranks that end together may be one step apart. None begins to write over a version
-//! before all have committed the one behind it (rule 6 of the plan's checker), so the older of the two steps is whole on
-//! all of them.
+//! before all have committed the one behind it (rule 6 of the plan's checker), so the older of the two steps is whole
+//! on all of them.
 
 use std::path::Path;
 

@@ -52,6 +52,19 @@ pub enum DiskChoice {
     Open(Disk),
 }
 
+impl DiskChoice {
+    /// The directories in which it has files.
+    pub(crate) fn directories(&self) -> impl Iterator<Item = &PathBuf> {
+        let drives: &[(PathBuf, f64)] = match self {
+            Self::None | Self::Open(_) => &[],
+            Self::Directories(drives) | Self::Instead(drives) | Self::Durable { drives, .. } => {
+                drives
+            }
+        };
+        drives.iter().map(|(dir, _)| dir)
+    }
+}
+
 /// Settings of a session.
 #[derive(Debug)]
 pub struct SessionOptions {

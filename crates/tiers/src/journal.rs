@@ -118,8 +118,8 @@ impl Journal {
         *self.next() = Next::behind(Some(last));
     }
 
-    /// As [`Journal::go_on_behind`], where the commit after this one is to be forgotten also if nothing is committed any
-    /// more: its record is overwritten and synced.
+    /// As [`Journal::go_on_behind`], where the commit after this one is to be forgotten also if nothing is committed
+    /// any more: its record is overwritten and synced.
     pub(crate) fn go_back_to(&self, last: &Committed) -> Result<(), TierError> {
         let (kept, _) = self.read()?;
         let later = |kept: Kept| kept.commits.iter().any(|c| c.sequence > last.sequence);

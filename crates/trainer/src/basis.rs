@@ -46,15 +46,17 @@ pub fn net_of(gpus: u32, device: &Device) -> Result<Option<NetRates>, TrainError
     Ok(Some(net_rates(&group.gpus, &group.comms)?))
 }
 
-/// Whether a machine file tells what a run's ranks exchange.
-fn exchanges(run: &Run, path: &Path, machine: &Machine) -> Result<(), TrainError> {
-    let have = machine.net.map(|net| net.ranks);
-    match run.gpus == 1 || have == Some(run.gpus) {
-        true => Ok(()),
+/// What a run's ranks exchange by a machine file; none of one rank.
+fn exchanges(run: &Run, path: &Path, machine: &Machine) -> Result<Option<NetRates>, TrainError> {
+    let found = machine.net_of(run.gpus, run.hosts);
+    match run.gpus == 1 || found.is_some() {
+        true => Ok(found.or(machine.net)),
         false => Err(TrainError::NoNet {
             path: path.to_owned(),
             gpus: run.gpus,
-            have,
+            hosts: run.hosts,
+            have: machine.net.map(|net| net.ranks),
+            network: machine.network.is_some(),
         }),
     }
 }
@@ -112,13 +114,17 @@ impl<'a> Basis<'a> {
         observer.phase(run.plan.machine.is_none().then_some(Phase::Measuring));
         // Before the rates: what connections hold of a device counts among what the process holds there.
         let net = net_of(run.gpus, device)?;
+        let net = net.map(|net| NetRates {
+            hosts: run.hosts,
+            ..net
+        });
         let mut machine = match &run.plan.machine {
             Some(path) => {
                 let mut machine = load_machine(path)?;
                 // Rates may be another machine's; what the device is, is known.
                 machine.cuda = device.gpu.is_some();
                 // Without it the file's reserve of the device lacks what connections hold there.
-                if device.gpu.is_some() {
+                if device.gpu.is_some() && run.hosts == 1 {
                     exchanges(run, path, &machine)?;
                 }
                 machine
@@ -139,7 +145,8 @@ impl<'a> Basis<'a> {
                 probe(&options, decoders, sample().as_ref())?
             }
         };
-        if machine.net.is_none_or(|net| net.ranks != run.gpus) {
+        let known = machine.net.map(|net| (net.ranks, net.hosts));
+        if run.hosts > 1 || known != Some((run.gpus, 1)) {
             machine.net = net;
         }
         alike(device)?;
@@ -163,9 +170,9 @@ impl<'a> Basis<'a> {
     pub fn told(
         run: &'a Run,
         shape: &ModelShape,
-        (path, whole): (&Path, Machine),
+        (path, mut whole): (&Path, Machine),
     ) -> Result<Self, TrainError> {
-        exchanges(run, path, &whole)?;
+        whole.net = exchanges(run, path, &whole)?;
         let machine = whole.share(run.gpus_of_host());
         let target = target_of(run, shape, &machine);
         Ok(Self {

@@ -136,15 +136,21 @@ pub enum TrainError {
         other: String,
     },
     /// A machine file does not say how fast its GPUs exchange bytes.
-    #[error("{}: no rate of what {gpus} GPUs exchange (key 'net'{})", path.display(),
-        have.map_or(String::new(), |n| format!(", which is of {n}")))]
+    #[error("{}: no rate of what {gpus} GPUs{} exchange (key 'net'{}{})", path.display(),
+        match hosts { 1 => String::new(), hosts => format!(" on {hosts} hosts") },
+        have.map_or(String::new(), |n| format!(", which is of {n}")),
+        match (hosts, network) { (1, _) | (_, true) => "", _ => "; key 'network'" })]
     NoNet {
         /// The machine file.
         path: PathBuf,
         /// How many the run has.
         gpus: u32,
+        /// On how many hosts.
+        hosts: u32,
         /// How many it says it of.
         have: Option<u32>,
+        /// Whether it says what connects hosts.
+        network: bool,
     },
     /// The tokenizer has tokens that the model has no row for.
     #[error(

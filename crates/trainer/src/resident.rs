@@ -54,8 +54,8 @@ impl Held {
 }
 
 impl Resident {
-    /// Counts what is held now by the ranks of this host, other ranks' processes included: when the plan is made and nothing of it is reserved
-    /// yet. What a machine file says of libraries that are not loaded yet counts too.
+    /// Counts what is held now by the ranks of this host, other ranks' processes included: when the plan is made and
+    /// nothing of it is reserved yet. What a machine file says of libraries that are not loaded yet counts too.
     #[must_use]
     pub fn count(
         (plan, ranks): (&Plan, u32),

@@ -319,9 +319,9 @@ fn ranks_a_step_apart_go_on_from_the_older_one() {
         }
         copy_rank(&at("after-5"), &at("far"), 0);
         copy_rank(&at("after-3"), &at("far"), 1);
-        let told = go_on(&at("far")).err().expect("none that both have");
+        let error = go_on(&at("far")).err().expect("none that both have");
         let words = "up to steps 5, 3, and none that all have";
-        assert!(told.to_string().contains(words), "{told}");
+        assert!(error.to_string().contains(words), "{error}");
     }
 }
 

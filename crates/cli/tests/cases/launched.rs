@@ -1,5 +1,7 @@
 //! Ranks that a launcher starts as processes of their own: the same bits as ranks of one process, and what one of them
 //! meets ends all.
+//!
+//! One file because its tests start ranks and compare their runs with the same few functions.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
@@ -252,7 +254,7 @@ fn what_a_launcher_cannot_have_is_refused() {
         Ended::of(&command.output().expect("the binary starts"))
     };
     let train = ["train", "run.yaml"];
-    with(&train, &[("LOCAL_WORLD_SIZE", "1")]).refused(&["several hosts", "--gpus"]);
+    with(&train, &[("LOCAL_WORLD_SIZE", "3")]).refused(&["LOCAL_WORLD_SIZE is 3", "--gpus"]);
     with(&train, &[("RANK", "x")]).refused(&["RANK is 'x'"]);
     with(&["verify", "run.yaml"], &[]).refused(&["verify", "rank 0 of 2"]);
     let plan = ["plan", "run.yaml", "--json", "--brief"];
@@ -395,7 +397,7 @@ fn ranks_killed_at_random_moments_leave_the_same_bits() {
 }
 
 /// Steps that the metrics of a run tell of.
-fn told(scratch: &Scratch, output: &str) -> usize {
+fn recorded(scratch: &Scratch, output: &str) -> usize {
     let path = scratch.at(output).join("metrics.jsonl");
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.lines().filter(|l| l.contains("\"loss\"")).count()
@@ -421,7 +423,7 @@ fn a_durable_run_of_processes_goes_on_from_its_last_step() {
     for which in [1, 0] {
         let mut all = start(&scratch, 2, &durable("output=out"));
         let begin = Instant::now();
-        while told(&scratch, "out") < before + 4 {
+        while recorded(&scratch, "out") < before + 4 {
             assert!(begin.elapsed() < Duration::from_secs(120), "no step");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -430,7 +432,7 @@ fn a_durable_run_of_processes_goes_on_from_its_last_step() {
         let other = all.remove(0).end();
         other.refused(&[&format!("the process of rank {which} has ended")]);
         killed.output();
-        before = told(&scratch, "out");
+        before = recorded(&scratch, "out");
         assert!(before < 30, "killed too late");
     }
     // The shares of two ranks are not those of one or of four.
@@ -512,9 +514,13 @@ fn ranks_of_several_hosts_give_the_bits_of_one_host() {
     assert!(got("srun") == got("one"));
 
     // One that is killed ends those of the other host, too.
-    let mut all = start(free_port(), (2, 1), &["output=killed", "train.steps=2000"]);
+    let mut all = start(
+        free_port(),
+        (2, 1),
+        &["output=killed", "train.steps=2000", "log.every_steps=1"],
+    );
     let begin = Instant::now();
-    while told(&scratch, "killed") < 2 {
+    while recorded(&scratch, "killed") < 2 {
         assert!(begin.elapsed() < Duration::from_secs(120), "no step");
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -524,16 +530,16 @@ fn ranks_of_several_hosts_give_the_bits_of_one_host() {
     first.refused(&["the process of rank 1 has ended"]);
     assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
 
-    // What cannot be is told before anything is made.
+    // What cannot be is refused before anything is made.
     let ended = |all: Vec<Going>| -> Vec<Ended> { all.into_iter().map(Going::end).collect() };
     let durable = ["checkpoint.durable=true", "output=never"];
-    let told = ended(start(free_port(), (2, 1), &durable));
-    told[0].refused(&["checkpoint.durable", "several hosts"]);
+    let all = ended(start(free_port(), (2, 1), &durable));
+    all[0].refused(&["checkpoint.durable", "several hosts"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port() - 1;
     let mut command = rank(&scratch, &["output=never"]);
     on_host(&mut command, port, 0, 2, 1);
-    let told = Going::start(command).end();
-    told.refused(&["cannot be met", "in use", "LOWTIDE_PORT"]);
+    let first = Going::start(command).end();
+    first.refused(&["cannot be met", "in use", "LOWTIDE_PORT"]);
     assert!(!scratch.at("never").exists());
 }

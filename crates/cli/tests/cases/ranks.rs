@@ -1,5 +1,7 @@
 //! Several ranks in whole runs, on the CPU device: the same bits again, checkpoints for any number of them, and
 //! settings that do not go together are refused.
+//!
+//! One file because its tests train the same run on other numbers of ranks.
 
 use std::fs;
 
@@ -259,7 +261,7 @@ fn what_several_ranks_cannot_do_is_refused() {
         assert!(!scratch.at("out").exists(), "{sets:?}");
     }
     let generate = ["generate", "run.yaml", "--gpus", "2", "--prompt", "a"];
-    scratch.run(&generate).refused(&["--gpus", "one GPU"]);
+    scratch.run(&generate).refused(&["--gpus"]);
     // A machine file that does not say what its GPUs exchange.
     fs::copy(example_rates(), scratch.at("machine.json")).expect("copied");
     let plan = |machine: &str| {
@@ -438,4 +440,69 @@ fn eight_gpus_of_a_machine_file_are_planned() {
     assert!(net >= least && net < 2.0 * least, "{net} of {least}");
     plan("8", "one.json").refused(&["one.json", "8 GPUs", "lowtide probe --gpus 8"]);
     plan("4", "eight.json").refused(&["eight.json", "4 GPUs", "which is of 8"]);
+}
+
+/// Hosts share nothing but the network: each has the budgets, and its line carries what its GPUs get from others.
+#[test]
+fn eight_hosts_of_a_machine_file_are_planned() {
+    let scratch = scratch();
+    let rates = std::fs::read(super::scratch::example_rates()).expect("rates");
+    let mut rates: Value = serde_json::from_slice(&rates).expect("JSON");
+    rates["cuda"] = true.into();
+    rates["net"] = serde_json::json!({ "ranks": 2, "rate": 2e11, "latency": 3e-5 });
+    scratch.write("alone.json", rates.to_string());
+    rates["network"] = serde_json::json!({ "rate": 2.5e10, "latency": 1e-4 });
+    scratch.write("fast.json", rates.to_string());
+    rates["network"]["rate"] = 2.5e9.into();
+    scratch.write("slow.json", rates.to_string());
+    let plan = |gpus: &str, hosts: &str, machine: &str| {
+        let args = [
+            "plan",
+            "--shape",
+            "qwen2.5-0.5b",
+            "--micro-batch",
+            "1",
+            "--seq",
+            "512",
+            "--accumulate",
+            "16",
+            "--device-memory",
+            "4GiB",
+            "--host-memory",
+            "16GiB",
+            "--brief",
+            "--json",
+            "--gpus",
+            gpus,
+            "--hosts",
+            hosts,
+            "--machine",
+            machine,
+        ];
+        scratch.run(&args)
+    };
+    let one = plan("2", "1", "fast.json").fine().json();
+    let fast = plan("16", "8", "fast.json").fine().json();
+    let slow = plan("16", "8", "slow.json").fine().json();
+    let host = |answer: &Value| answer["tiers"]["host"]["budget_bytes"].as_u64();
+    assert_eq!(host(&fast), Some(8 << 30), "half of a host's");
+    assert_eq!(host(&one), host(&fast));
+    let net = |answer: &Value| answer["lanes"]["net"].clone();
+    let got = |answer: &Value| net(answer)["bytes"].as_f64().expect("bytes");
+    let busy = |answer: &Value| net(answer)["busy_seconds"].as_f64().expect("seconds");
+    assert!(
+        got(&fast) > 1.5 * got(&one),
+        "15 shares of a sixteenth, one of a half"
+    );
+    // 28 shares of the 15 that a rank gets go through a host's line.
+    let carried = got(&slow) * 28.0 / 15.0 / 2.5e9;
+    assert!(
+        busy(&slow) > carried && busy(&slow) < 1.1 * carried + 0.1,
+        "{slow}"
+    );
+    let step = |answer: &Value| answer["step_seconds"].as_f64().expect("seconds");
+    assert!(step(&fast) < step(&slow), "{} {}", step(&fast), step(&slow));
+    plan("16", "8", "alone.json").refused(&["alone.json", "16 GPUs on 8 hosts", "'network'"]);
+    plan("16", "4", "fast.json").refused(&["of 2", "lowtide probe --gpus 4"]);
+    plan("4", "8", "fast.json").refused(&["--hosts 8", "multiple"]);
 }

@@ -14,12 +14,12 @@ const QUESTIONS: u32 = 3;
 /// How long a peer's host may take to confirm what was sent, in milliseconds.
 const UNCONFIRMED: u32 = 16_000;
 
-/// A line to another process, which both ends read and write.
+/// A connection to another process, which both ends read and write.
 #[derive(Debug)]
 pub enum Line {
-    /// On the same host.
+    /// To a process of the same host, of the same user.
     Here(UnixStream),
-    /// Between hosts.
+    /// Over TCP, to a process of another host.
     Far(TcpStream),
 }
 

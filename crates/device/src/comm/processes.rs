@@ -1,10 +1,12 @@
 //! How processes that are the ranks of one group find each other.
 //!
-//! On one host rank 0 waits at a name that all of them know, in the namespace of abstract sockets: nothing of it is left
-//! when a process ends, however it does. On several hosts it waits at a port of its host, and tells all where each is
-//! met. Each other rank says what it is; rank 0 judges, and all get the same answer. Then
-//! every pair of ranks has two connections: one for collectives, one to learn of each other's end. Each rank has one
-//! more to rank 0, for whatever rank 0 asks of it.
+//! On one host rank 0 waits at a name that all of them know, in the namespace of abstract sockets: nothing of it is
+//! left when a process ends, however it does. On several hosts it waits at a port of its host, and sends all the places
+//! where each is met. Each other rank says what it is; rank 0 judges, and all get the same answer. Then every pair of
+//! ranks has two connections: one for collectives, one to learn of each other's end. Each rank has one more to rank 0,
+//! for whatever rank 0 asks of it.
+//!
+//! One file because who leads and who follows say the same words to each other, each in its turn.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -123,7 +125,7 @@ pub enum MeetError {
     /// The name of rank 0's host is not known.
     #[error("the host of rank 0, {name}, is not known here: {why}")]
     Name {
-        /// The name.
+        /// What was to be resolved.
         name: String,
         /// The system's message.
         why: String,
@@ -235,6 +237,9 @@ impl Word {
         })
     }
 }
+
+/// A rank that has come: its line, what it is in its own words, and of several hosts where it is met.
+type Come = (Line, Vec<u8>, Option<SocketAddr>);
 
 /// Where each rank is met, of several hosts: of each all addresses that may be its. None on one host.
 type Places = Vec<Vec<SocketAddr>>;
@@ -396,8 +401,7 @@ impl Meeting {
         judge: impl FnOnce(&[Vec<u8>]) -> Result<Vec<u8>, String>,
     ) -> Result<(Vec<Line>, Vec<u8>), MeetError> {
         let size = self.world.size;
-        let mut come: Vec<Option<(Line, Vec<u8>, Option<SocketAddr>)>> =
-            (0..size).map(|_| None).collect();
+        let mut come: Vec<Option<Come>> = (0..size).map(|_| None).collect();
         // Those that have come besides, and what is wrong already.
         let (mut besides, mut wrong) = (Vec::new(), None);
         let (begin, mut known) = (Instant::now(), None::<Instant>);

@@ -365,7 +365,7 @@ fn ranks_of_several_hosts_meet_at_a_port() {
             }
         };
         use std::io::Write;
-        // Half a word; a page; another launch, which is told.
+        // Half a word; a page; another launch, which is answered.
         connect().write_all(&[9, 0]).expect("sent");
         connect()
             .write_all(b"GET / HTTP/1.1\r\n\r\n")
@@ -384,12 +384,12 @@ fn ranks_of_several_hosts_meet_at_a_port() {
             .into_iter()
             .map(|t| t.join().expect("no panic").expect("met")),
     );
-    let told = strangers.join().expect("no panic").unwrap_or_default();
-    let told = String::from_utf8(told).expect("text");
+    let said = strangers.join().expect("no panic").unwrap_or_default();
+    let said = String::from_utf8(said).expect("text");
     // It may have come when all were there.
     assert!(
-        told.is_empty() || told.contains("of another launch"),
-        "{told}"
+        said.is_empty() || said.contains("of another launch"),
+        "{said}"
     );
     let whole = each(&ranks, |party| {
         assert_eq!(party.word(), b"a\nword");
@@ -430,19 +430,19 @@ fn where_ranks_of_several_hosts_do_not_meet_is_named() {
     };
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port();
-    let told = short("127.0.0.1", port, 0);
+    let said = short("127.0.0.1", port, 0);
     assert!(
-        told.contains(&format!("127.0.0.1:{port}")) && told.contains("in use"),
-        "{told}"
+        said.contains(&format!("127.0.0.1:{port}")) && said.contains("in use"),
+        "{said}"
     );
     drop(taken);
-    let told = short("127.0.0.1", port, 1);
+    let said = short("127.0.0.1", port, 1);
     assert!(
-        told.contains(&format!("127.0.0.1:{port}")) && told.contains("refused"),
-        "{told}"
+        said.contains(&format!("127.0.0.1:{port}")) && said.contains("refused"),
+        "{said}"
     );
-    let told = short("no..name", port, 1);
-    assert!(told.contains("no..name, is not known here"), "{told}");
-    let told = short("127.0.0.1", free_port(), 0);
-    assert!(told.contains("rank 1 did not come"), "{told}");
+    let said = short("no..name", port, 1);
+    assert!(said.contains("no..name, is not known here"), "{said}");
+    let said = short("127.0.0.1", free_port(), 0);
+    assert!(said.contains("rank 1 did not come"), "{said}");
 }

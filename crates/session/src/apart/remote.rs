@@ -144,7 +144,7 @@ impl Remote {
     }
 
     /// An answer that is a value.
-    fn told<T: for<'a> Deserialize<'a>>(&self, call: &Call) -> Result<T, TierError> {
+    fn value<T: for<'a> Deserialize<'a>>(&self, call: &Call) -> Result<T, TierError> {
         let answer = self.call(call, &[]).map_err(tier)?;
         serde_json::from_slice(&answer).map_err(|e| TierError::Elsewhere {
             what: format!("rank {}: {e}", self.rank),
@@ -152,11 +152,11 @@ impl Remote {
     }
 
     pub(crate) fn commits(&self) -> Result<Vec<Said>, TierError> {
-        self.told(&Call::Commits)
+        self.value(&Call::Commits)
     }
 
     pub(crate) fn proves(&self, sequence: u64) -> Result<Option<String>, TierError> {
-        self.told(&Call::Proves(sequence))
+        self.value(&Call::Proves(sequence))
     }
 
     pub(crate) fn go_back_to(&self, sequence: u64) -> Result<(), TierError> {

@@ -1,5 +1,6 @@
 //! The process of a rank that is not the first: does what the first one asks, until that says to end.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use serde_json::Value;
 use super::wire::{Call, Fault, Opening, get, put};
 use crate::error::SessionError;
 use crate::homes::{Homes, Reach};
-use crate::ranks::Rank;
+use crate::ranks::{Rank, rank_folder};
 use crate::session::{config_of, open_rank, set_clip};
 
 /// Longest read of a slot at once.
@@ -36,10 +37,18 @@ impl Seat {
         rank: usize,
         decoder: &Arc<Decoder>,
         comm: &Arc<dyn Comm>,
-        gpu: Option<&Gpu>,
+        (gpu, dirs): (Option<&Gpu>, &[PathBuf]),
         opening: Opening,
     ) -> Result<Self, SessionError> {
         let (clip, disk) = (opening.clip(), opening.disk());
+        // Rank 0 may be another host's process: files are made where this rank's own run has its drives.
+        let own = |dir: &PathBuf| dirs.iter().any(|own| rank_folder(own, rank) == *dir);
+        if let Some(dir) = disk.directories().find(|dir| !own(dir)) {
+            let dir = dir.display();
+            let what =
+                format!("rank {rank}: {dir} is no drive of this rank's run, rank 0 says it is");
+            return Err(SessionError::Exec(ExecError::Elsewhere { rank, what }));
+        }
         let options = Options {
             mode: Mode::Threads,
             gpu: gpu.cloned(),
@@ -115,8 +124,8 @@ impl Seat {
             Call::Store { slot, at } => self.homes(|h| h.store_slot(slot, at, body))?,
             Call::Clip(words) => self.clip(words),
             Call::Norms(bits) => self.at.engine.restore_norms(&bits),
-            Call::Commits => return Ok(told(&self.at.commits()?)),
-            Call::Proves(sequence) => return Ok(told(&self.at.proves(sequence)?)),
+            Call::Commits => return Ok(bytes(&self.at.commits()?)),
+            Call::Proves(sequence) => return Ok(bytes(&self.at.proves(sequence)?)),
             Call::GoBackTo(sequence) => {
                 self.at.go_back_to(sequence)?;
             }
@@ -139,7 +148,7 @@ impl Seat {
 }
 
 /// An answer as bytes.
-fn told(answer: &impl Serialize) -> Vec<u8> {
+fn bytes(answer: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(answer).expect("plain values")
 }
 
@@ -152,7 +161,7 @@ fn wrong(what: &str) -> SessionError {
 }
 
 /// Does what the first rank's process asks of this one, with a model and a device of this one, until it says that all
-/// is done. `ask` answers what is known outside of a session.
+/// is done. Its drives may be in `dirs` alone. `ask` answers what is known outside of a session.
 ///
 /// # Errors
 /// What failed here, which is reported to the other ranks; or that another rank has stopped.
@@ -162,13 +171,13 @@ fn wrong(what: &str) -> SessionError {
 pub fn serve(
     party: &Party,
     decoder: &Arc<Decoder>,
-    (comm, gpu): (&Arc<dyn Comm>, Option<&Gpu>),
+    (comm, gpu, dirs): (&Arc<dyn Comm>, Option<&Gpu>, &[PathBuf]),
     ask: &mut dyn FnMut(Value) -> Result<Value, String>,
 ) -> Result<(), SessionError> {
     let rank = party.world().rank;
     assert!(rank > 0, "the first rank asks");
     let mut line = party.take_calls().pop().expect("a line to the first rank");
-    let served = answer(party, &mut line, decoder, (comm, gpu), ask);
+    let served = answer(party, &mut line, decoder, (comm, gpu, dirs), ask);
     if let Err(e) = &served {
         party.stop(&e.to_string());
     }
@@ -179,7 +188,7 @@ fn answer(
     party: &Party,
     line: &mut Line,
     decoder: &Arc<Decoder>,
-    (comm, gpu): (&Arc<dyn Comm>, Option<&Gpu>),
+    (comm, gpu, dirs): (&Arc<dyn Comm>, Option<&Gpu>, &[PathBuf]),
     ask: &mut dyn FnMut(Value) -> Result<Value, String>,
 ) -> Result<(), SessionError> {
     let rank = party.world().rank;
@@ -198,7 +207,7 @@ fn answer(
             Call::Open(opening) => {
                 // What an earlier session had is free for this one.
                 drop(seat.take());
-                let opened = Seat::open(rank, decoder, comm, gpu, *opening);
+                let opened = Seat::open(rank, decoder, comm, (gpu, dirs), *opening);
                 opened
                     .map(|opened| seat = Some(opened))
                     .map(|()| Vec::new())

@@ -174,7 +174,7 @@ pub(super) struct Part {
     /// Which micro-batches of training they are.
     place: Option<Place>,
     /// Of a durable run, as [`StepData`] has them.
-    mark: Option<Mark>,
+    mark: Option<Box<Mark>>,
     commits: Option<u64>,
 }
 
@@ -240,7 +240,7 @@ impl Part {
             update: step.update.map(Update::of),
             planes: step.inputs.iter().map(planes).collect(),
             place: step.place,
-            mark: step.mark.clone(),
+            mark: step.mark.clone().map(Box::new),
             commits: step.commits,
         };
         (part, bytes)
@@ -269,7 +269,7 @@ impl Part {
             f32::from_bits(self.loss_scale),
             update,
             self.place,
-            (self.mark.clone(), self.commits),
+            (self.mark.as_deref().cloned(), self.commits),
         ))
     }
 }

@@ -153,8 +153,8 @@ impl Journal {
         let Some(commits) = Self::of_all(run, &path, &ranks, kept.commits)? else {
             return Ok(None);
         };
-        let told = commits.iter().map(Told::read);
-        let told = told
+        let all = commits.iter().map(Told::read);
+        let told = all
             .collect::<Result<Vec<_>, _>>()
             .map_err(|what| kept_state(run, &path, what))?;
         Ok((!told.is_empty()).then_some(Self {

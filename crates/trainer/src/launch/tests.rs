@@ -1,5 +1,6 @@
 //! What environments say, and what ranks may differ in.
 
+use super::environment::{PORTS, first_host};
 use super::*;
 
 fn found(all: &[(&str, &str)]) -> Result<Option<Launch>, String> {
@@ -218,14 +219,14 @@ fn ranks_are_dealt_to_hosts_in_order() {
     };
     assert_eq!(of(&[(1, 0), (1, 0)]), Ok(()));
     assert_eq!(of(&[(2, 0), (2, 0), (2, 2), (2, 2)]), Ok(()));
-    let told = of(&[(2, 0), (1, 0)]).expect_err("unlike");
+    let error = of(&[(2, 0), (1, 0)]).expect_err("unlike");
     assert!(
-        told.contains("one of 1 hosts, rank 0 on one of 2"),
-        "{told}"
+        error.contains("one of 1 hosts, rank 0 on one of 2"),
+        "{error}"
     );
     // As srun deals them with --distribution=cyclic, and 3 and 1.
     for wrong in [[0, 1, 1, 2], [0, 0, 0, 3]] {
-        let told = of(&wrong.map(|first| (2, first))).expect_err("out of order");
-        assert!(told.contains("--distribution=block"), "{told}");
+        let error = of(&wrong.map(|first| (2, first))).expect_err("out of order");
+        assert!(error.contains("--distribution=block"), "{error}");
     }
 }
