@@ -14,8 +14,9 @@ use lowtide_planner::{Clip, Plan, Processor, Tier};
 use lowtide_session::{Ready, Session, SessionOptions};
 use lowtide_tiers::DirectFile;
 use lowtide_trainer::TrainError;
-use lowtide_trainer::checkpoint::background::{Sink, StagingPlan, write_out};
+use lowtide_trainer::checkpoint::background::{Sink, StagingPlan, Writer, write_out};
 use lowtide_trainer::checkpoint::write_state;
+use lowtide_trainer::output::folder::Folder;
 use lowtide_units::Bytes;
 use lowtide_workload::Dtype;
 
@@ -251,4 +252,51 @@ fn a_reader_begins_under_the_rounds_behind_the_update() {
         read < submitted / 2,
         "read after {read:?}, all rounds submitted after {submitted:?}"
     );
+}
+
+/// As a run in rounds writes: begun before the update is submitted. One whose update never comes ends when it is told.
+#[test]
+fn a_writer_that_begins_ahead_of_the_update_writes_its_state_or_ends() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let want = dir.path().join("want");
+    let d = decoder_on(None, &llama(3, true), Dtype::Bf16, ACCUMULATE);
+    let mut c = choice(&d, Tier::Host, Tier::Host, Tier::Host);
+    c.round = 1;
+    let case = Case {
+        gpu: None,
+        d: Arc::clone(&d),
+        plan: checked(&d, &c, Clip::Exact),
+        clip: Clip::Exact,
+    };
+    let (_, numbers) = case.stopped(&want);
+    let mut session = case.open();
+    let mut norms = case.steps(&mut session, 1);
+    let begin = |session: &mut Session| {
+        session.settle().expect("settled");
+        let snapshot = session.snapshot().expect("a snapshot");
+        let staging = StagingPlan {
+            windows: Bytes::MIB * 8,
+            reading: Bytes::ZERO,
+            pinned: false,
+            threads: 2,
+        };
+        let staging = staging.reserve(None).expect("memory");
+        let folder = Folder::open(dir.path()).expect("opened");
+        let writer = Writer::start(snapshot, staging, folder).expect("a thread");
+        assert!(!writer.is_under_way());
+        writer
+    };
+    let stopped = begin(&mut session);
+    stopped.stop();
+    let (_, end) = stopped.join();
+    let (_, _, done) = end.expect("no panic");
+    assert!(done.is_err());
+    let writer = begin(&mut session);
+    norms.extend(case.steps(&mut session, 3));
+    assert!(writer.is_under_way());
+    let (_, _, done) = writer.join().1.expect("no panic");
+    done.expect("written");
+    let found = std::fs::read(dir.path().join("state.safetensors")).expect("read");
+    assert!(std::fs::read(&want).expect("read") == found, "other bytes");
+    assert_eq!((norms, case.end(&mut session)), numbers);
 }

@@ -44,6 +44,13 @@ impl HeldUp {
     pub fn time(&self) -> Duration {
         self.0.waited()
     }
+
+    /// Whether the update that the reader is behind is submitted: what is held becomes ready with nothing else to be
+    /// done.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.0.is_submitted()
+    }
 }
 
 impl<E: Engine> std::fmt::Debug for Held<E> {

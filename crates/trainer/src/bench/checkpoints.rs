@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use lowtide_config::Run;
 use lowtide_data::Micro;
-use lowtide_session::{Session, StepData};
+use lowtide_session::{Session, Snapshot, StepData};
 use serde::Serialize;
 
 use crate::checkpoint::background::{Staging, StagingPlan, Stops, Writer};
@@ -97,6 +97,17 @@ impl Timing<'_> {
         }
     }
 
+    /// Begins to write what is held, if anything is.
+    fn write(&mut self, held: Option<Snapshot>, saves: &mut Saves<'_>) -> Result<(), TrainError> {
+        if let (Some(snapshot), Some(staging)) =
+            (held, saves.staging.take_if(|_| self.writing.is_none()))
+        {
+            let folder = Folder::open(saves.folder)?;
+            self.writing = Some(Writer::start(snapshot, staging, folder)?);
+        }
+        Ok(())
+    }
+
     /// Waits for the checkpoint that is being written.
     fn join(&mut self, saves: &mut Saves<'_>) -> Result<f64, TrainError> {
         let Some(writer) = self.writing.take() else {
@@ -125,6 +136,7 @@ pub(super) fn timed(
     let decoder = Arc::clone(session.decoder());
     let w = decoder.workload();
     let file = saves.folder.join(STATE);
+    let in_rounds = !session.plan().rounds().one();
     let mut t = Timing {
         run,
         inputs,
@@ -149,7 +161,7 @@ pub(super) fn timed(
     t.observer.note("now with checkpoints");
     let begin = Instant::now();
     for step in 0..steps {
-        let mut held = None;
+        let mut held: Option<Snapshot> = None;
         if step.is_multiple_of(saves.every) {
             t.complete(session)?;
             t.waited += t.join(&mut saves)?;
@@ -165,13 +177,12 @@ pub(super) fn timed(
                 t.writes.push(seconds);
             }
         }
-        t.submit(session)?;
-        if let (Some(snapshot), Some(staging)) =
-            (held, saves.staging.take_if(|_| t.writing.is_none()))
-        {
-            let folder = Folder::open(saves.folder)?;
-            t.writing = Some(Writer::start(snapshot, staging, folder)?);
+        // As in a run: with rounds at once, else while the step runs.
+        if in_rounds {
+            t.write(held.take(), &mut saves)?;
         }
+        t.submit(session)?;
+        t.write(held, &mut saves)?;
     }
     t.complete(session)?;
     let with = begin.elapsed().as_secs_f64() / steps as f64;

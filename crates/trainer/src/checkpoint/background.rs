@@ -444,6 +444,17 @@ impl Writer {
         self.held_up.time()
     }
 
+    /// Whether the state is complete, or will be once what is submitted has run.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.held_up.is_under_way()
+    }
+
+    /// Ends it early: what it wrote is no checkpoint.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
     /// Since when it writes.
     #[must_use]
     pub fn since(&self) -> Instant {
@@ -460,7 +471,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

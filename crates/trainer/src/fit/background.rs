@@ -109,10 +109,14 @@ impl Fit<'_> {
     }
 
     /// The run ends with an error: what is being written of a state stays, for that state is whole. What is held and
-    /// not begun is given up where its update is not under way, and never will be.
+    /// not complete is given up where its update is not under way, and never will be.
     pub(super) fn end_whole(&mut self) {
         if let Some(background) = &mut self.background {
             background.held.take_if(|(held, _)| !held.is_under_way());
+            let writing = background.writing.as_ref();
+            if let Some(w) = writing.filter(|w| !w.writer.is_under_way()) {
+                w.writer.stop();
+            }
         }
         // The run's own error is the one to tell.
         let _ = self.end_writing(true);
@@ -220,6 +224,10 @@ impl Fit<'_> {
         };
         let since = writer.since();
         let (waited, end) = writer.join();
+        // Before that goes, where its staging did.
+        if let Some(background) = &mut self.background {
+            background.so_far.wait_seconds += waited.as_secs_f64();
+        }
         let done = match end {
             Some((staging, folder, done)) => {
                 if let Some(background) = &mut self.background {
@@ -242,9 +250,6 @@ impl Fit<'_> {
                 }))
             }
         };
-        if let Some(background) = &mut self.background {
-            background.so_far.wait_seconds += waited.as_secs_f64();
-        }
         match done {
             Ok(path) => {
                 if let Some(background) = &mut self.background {

@@ -240,9 +240,13 @@ impl Fit<'_> {
     }
 
     /// As [`Fit::save`] in the background, of which what can be done while the next step runs is left to
-    /// [`Fit::end_writing`].
+    /// [`Fit::end_writing`]. Not where steps have rounds: who submits one waits until nearly all of them are done.
     pub(super) fn save_soon(&mut self) -> Result<(), TrainError> {
-        let held = self.hold();
+        let at_once = !self.session.plan().rounds().one();
+        let held = self.hold().and_then(|()| match at_once {
+            true => self.start_writing(),
+            false => Ok(()),
+        });
         held.or_else(|e| self.unsaved(self.state.step, e))
     }
 
