@@ -42,6 +42,8 @@ pub struct Options {
     pub synchronous: bool,
     /// Threads of the gpu lane's and of the host lane's queue, each.
     pub threads: usize,
+    /// Threads that other ranks of the same host have spread over its cores before.
+    pub threads_before: usize,
     /// Fill a slot with NaN when the life in it ends, so that a use after it shows.
     pub poison: bool,
     /// Report a standstill after this long.
@@ -61,6 +63,7 @@ impl Default for Options {
             comm: None,
             synchronous: false,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads_before: 0,
             poison: false,
             watchdog: Duration::from_secs(300),
             trace: Trace::NONE,

@@ -25,9 +25,8 @@ pub(crate) fn work<E: Engine>(
         (_, Some(streams)) if streams.is_stream(lane) => Ok(None),
         // Beside a GPU updates take every core: what submits to its streams and serves I/O goes first.
         (Lane::HOST, streams) => {
-            // Ranks of one process have cores of their own.
-            let comm = shared.options.comm.as_ref();
-            let first = comm.map_or(0, |comm| comm.world().rank * n);
+            // Ranks of one host have cores of their own.
+            let first = shared.options.threads_before;
             Queue::spread(lane.name(), n, first, streams.is_some()).map(Some)
         }
         (Lane::GPU, _) => Queue::start(lane.name(), n).map(Some),

@@ -86,6 +86,18 @@ impl Group {
     }
 }
 
+/// How many of its host's threads a rank has where each host has `of_host` ranks, and how many those before it on the
+/// same host have.
+pub(crate) fn threads_of(of_the_host: usize, rank: usize, of_host: usize) -> (usize, usize) {
+    let threads = (of_the_host / of_host).max(1);
+    (threads, threads_before(threads, rank, of_host))
+}
+
+/// How many threads the ranks before this one on the same host have, each as many as it.
+pub(crate) fn threads_before(threads: usize, rank: usize, of_host: usize) -> usize {
+    rank % of_host * threads
+}
+
 /// What rank `rank` of a session has: its device, and its way to the others.
 pub(crate) fn device_of(
     plan: &Plan,
@@ -294,5 +306,24 @@ impl Drop for Ranks {
             self.here.iter().for_each(|rank| rank.runner.stop());
         }
         self.there.iter().for_each(|remote| remote.close());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_of_a_host_share_its_threads_and_no_others() {
+        let of = |ranks: usize, of_host| -> Vec<_> {
+            let each = (0..ranks).map(|rank| threads_of(32, rank, of_host));
+            each.collect()
+        };
+        assert_eq!(of(2, 2), [(16, 0), (16, 16)]);
+        assert_eq!(of(3, 1), [(32, 0); 3]);
+        // Eight hosts of two.
+        assert_eq!(of(16, 2), [(16, 0), (16, 16)].repeat(8));
+        // More ranks than threads.
+        assert_eq!(threads_of(1, 3, 4), (1, 3));
     }
 }

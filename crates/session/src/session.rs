@@ -24,7 +24,7 @@ use crate::error::SessionError;
 use crate::hold::holds;
 use crate::homes::Homes;
 use crate::outcome::Outcome;
-use crate::ranks::{Group, Rank, Ranks, device_of, disk_of, rank_folder};
+use crate::ranks::{Group, Rank, Ranks, device_of, disk_of, rank_folder, threads_of};
 use crate::requests::Requests;
 use crate::step::StepData;
 use lowtide_data::Micro;
@@ -286,12 +286,14 @@ impl Session {
         let mut all = Vec::new();
         for rank in 0..here {
             let (gpu, comm) = device_of(&plan, &options, &group, rank);
+            let (threads, threads_before) = threads_of(options.threads, rank, near);
             let options = Options {
                 mode: options.mode.of_rank(rank),
                 gpu,
                 comm,
                 synchronous: std::env::var_os("LOWTIDE_SYNC").is_some_and(|v| v == "1"),
-                threads: (options.threads / ranks).max(1),
+                threads,
+                threads_before,
                 poison: options.poison,
                 watchdog: options.watchdog,
                 trace: options.trace,

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::wire::{Call, Fault, Opening, get, put};
 use crate::error::SessionError;
 use crate::homes::{Homes, Reach};
-use crate::ranks::{Rank, rank_folder};
+use crate::ranks::{Rank, rank_folder, threads_before};
 use crate::session::{config_of, open_rank, set_clip};
 
 /// Longest read of a slot at once.
@@ -49,11 +49,13 @@ impl Seat {
                 format!("rank {rank}: {dir} is no drive of this rank's run, rank 0 says it is");
             return Err(SessionError::Exec(ExecError::Elsewhere { rank, what }));
         }
+        let of_host = opening.of_host.max(1);
         let options = Options {
             mode: Mode::Threads,
             gpu: gpu.cloned(),
             comm: Some(Arc::clone(comm)),
             threads: opening.threads,
+            threads_before: threads_before(opening.threads, rank, of_host),
             poison: opening.poison,
             watchdog: Duration::from_millis(opening.watchdog_ms),
             trace: Trace::NONE,
@@ -71,7 +73,6 @@ impl Seat {
         let need = plan.tier(Tier::Disk).planned_bytes;
         let config = config_of(&disk, need, &mut made)?;
         // The first rank's process has looked at its own host for all ranks there; on each other one its first does.
-        let of_host = opening.of_host.max(1);
         if rank >= of_host && rank.is_multiple_of(of_host) {
             let mut arenas = plan.tier(Tier::Host).planned_bytes;
             if gpu.is_none() {
