@@ -4,6 +4,7 @@
 //! Every rank makes the same collectives in the same order. A collective moves bytes and computes nothing: sums of
 //! what came are kernels of our own, in the order of ranks, so no library's algorithm decides a bit.
 
+mod arrivals;
 mod faulty;
 mod frames;
 mod life;

@@ -59,6 +59,7 @@ impl Life {
             if let Some(line) = line {
                 line.set_read_timeout(None)?;
                 line.set_write_timeout(Some(PATIENCE))?;
+                line.hurry()?;
                 ears.push((peer, line.try_clone()?));
             }
         }
@@ -106,6 +107,13 @@ impl Life {
         if !self.over.load(Ordering::Acquire) {
             self.set(CommError::Gone { rank: peer });
         }
+    }
+
+    /// How long what was sent to each other one may stay unconfirmed, in milliseconds.
+    #[cfg(test)]
+    pub(super) fn unconfirmed(&self) -> Vec<u32> {
+        let lines = self.lines.iter().flatten();
+        lines.map(|line| lock(line).unconfirmed()).collect()
     }
 
     /// The first reason counts. Whether this is it.

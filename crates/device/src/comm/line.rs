@@ -11,7 +11,7 @@ use rustix::net::sockopt;
 const SILENT: Duration = Duration::from_secs(4);
 /// How many of them may stay without an answer.
 const QUESTIONS: u32 = 3;
-/// How long a peer's host may take to confirm what was sent, in milliseconds.
+/// How long a peer's host may take to confirm what was sent, in milliseconds, where a peer always reads.
 const UNCONFIRMED: u32 = 16_000;
 
 /// A connection to another process, which both ends read and write.
@@ -24,15 +24,39 @@ pub enum Line {
 }
 
 impl Line {
-    /// A line between hosts. A host that is gone without a word ends it within seconds.
+    /// A line between hosts. While nothing is under way, a host that is gone without a word ends it within seconds.
+    ///
+    /// # Errors
+    /// The system's; a line whose two ends are one, as of a call to a free port of this host that the system took for
+    /// the caller.
     pub(super) fn far(line: TcpStream) -> io::Result<Self> {
+        if line.local_addr()? == line.peer_addr()? {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
         line.set_nodelay(true)?;
         sockopt::set_socket_keepalive(&line, true)?;
         sockopt::set_tcp_keepidle(&line, SILENT)?;
         sockopt::set_tcp_keepintvl(&line, SILENT)?;
         sockopt::set_tcp_keepcnt(&line, QUESTIONS)?;
-        sockopt::set_tcp_user_timeout(&line, UNCONFIRMED)?;
         Ok(Self::Far(line))
+    }
+
+    /// From here on a host that is gone ends it within seconds while something is under way, too. Not for a line whose
+    /// peer may be slow to read: the system counts the time in which it has no room as well.
+    pub(super) fn hurry(&self) -> io::Result<()> {
+        match self {
+            Self::Here(_) => Ok(()),
+            Self::Far(line) => Ok(sockopt::set_tcp_user_timeout(line, UNCONFIRMED)?),
+        }
+    }
+
+    /// How long what was sent may stay unconfirmed, in milliseconds; 0: as long as the system has it.
+    #[cfg(test)]
+    pub(super) fn unconfirmed(&self) -> u32 {
+        match self {
+            Self::Here(_) => 0,
+            Self::Far(line) => sockopt::tcp_user_timeout(line).expect("a line's setting"),
+        }
     }
 
     /// Another handle of it.
@@ -50,6 +74,13 @@ impl Line {
         match self {
             Self::Here(line) => line.set_read_timeout(limit),
             Self::Far(line) => line.set_read_timeout(limit),
+        }
+    }
+
+    pub(super) fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+        match self {
+            Self::Here(line) => line.set_nonblocking(on),
+            Self::Far(line) => line.set_nonblocking(on),
         }
     }
 
@@ -128,19 +159,47 @@ impl Listener {
         }
     }
 
-    /// The next that comes, and from which host.
-    pub fn accept(&self) -> io::Result<(Line, Option<IpAddr>)> {
-        match self {
+    /// The next that comes, and from which host; on this host nobody but this user. Reads of it do not wait. None where
+    /// the one that came cannot be had.
+    ///
+    /// # Errors
+    /// Nobody is there.
+    pub fn accept(&self) -> io::Result<Option<(Line, Option<IpAddr>)>> {
+        let (line, from) = match self {
             Self::Here(listener) => {
                 let (line, _) = listener.accept()?;
-                line.set_nonblocking(false)?;
-                Ok((Line::Here(line), None))
+                (of_this_user(&line).then_some(Line::Here(line)), None)
             }
             Self::Far(listener) => {
                 let (line, from) = listener.accept()?;
-                line.set_nonblocking(false)?;
-                Ok((Line::far(line)?, Some(from.ip())))
+                (Line::far(line).ok(), Some(from.ip()))
             }
-        }
+        };
+        let ready = line.filter(|line| line.set_nonblocking(true).is_ok());
+        Ok(ready.map(|line| (line, from)))
+    }
+}
+
+/// Whether the process at the other end is this user's.
+pub(super) fn of_this_user(line: &UnixStream) -> bool {
+    let own = rustix::process::geteuid();
+    sockopt::socket_peercred(line).is_ok_and(|who| who.uid == own)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, getsockname, socket};
+
+    use super::*;
+
+    /// A free port can be the very one from which the system calls it.
+    #[test]
+    fn a_line_to_itself_is_none() {
+        let own = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        bind(&own, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+        let at = SocketAddr::try_from(getsockname(&own).expect("a name")).expect("an address");
+        connect(&own, &at).expect("to itself");
+        let error = Line::far(TcpStream::from(own)).expect_err("nobody else is there");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -16,9 +16,10 @@ use std::os::unix::net::{SocketAddr as Name, UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::arrivals::Arrivals;
 use super::frames::{receive, send};
 use super::life::{Ask, Life};
-use super::line::{Line, Listener};
+use super::line::{Line, Listener, of_this_user};
 use super::sockets::Sockets;
 use super::{CommError, World};
 
@@ -30,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const HELD: Duration = Duration::from_secs(5);
 /// How long those that come late are waited for when it is known that nothing comes of it.
 const LATE: Duration = Duration::from_secs(1);
-/// How long one that has come may take for its next word.
+/// How long those that go together may take for their lines to each other.
 const WORD: Duration = Duration::from_secs(10);
 
 /// How a verdict begins: that they go together, and that they do not.
@@ -166,12 +167,6 @@ fn list(ranks: &[usize]) -> String {
     ranks.join(", ")
 }
 
-/// Whether the process at the other end is this user's.
-fn of_this_user(line: &UnixStream) -> bool {
-    let own = rustix::process::geteuid();
-    rustix::net::sockopt::socket_peercred(line).is_ok_and(|who| who.uid == own)
-}
-
 fn system(what: &str) -> impl Fn(io::Error) -> MeetError + '_ {
     move |e| MeetError::System {
         what: what.to_owned(),
@@ -221,8 +216,7 @@ impl Word {
         all
     }
 
-    fn read(from: &mut Line) -> Option<Self> {
-        let message = receive(from, MOST).ok()??;
+    fn read(message: &[u8]) -> Option<Self> {
         let end = message.iter().position(|&b| b == b'\n')?;
         let head = std::str::from_utf8(&message[..end]).ok()?;
         let mut head = head.split(' ');
@@ -311,14 +305,9 @@ impl Meeting {
     }
 
     /// The next that comes, of this user or launch, and where it is met; none in a moment.
-    fn accept(&self, listener: &Listener) -> Option<(Line, Word, Option<SocketAddr>)> {
-        let (mut line, from) = listener.accept().ok()?;
-        let same = match &line {
-            Line::Here(line) => of_this_user(line),
-            Line::Far(_) => true,
-        };
-        let ready = line.set_read_timeout(Some(WORD)).is_ok();
-        let word = (same && ready).then(|| Word::read(&mut line))??;
+    fn accept(&self, arrivals: &mut Arrivals<'_>) -> Option<(Line, Word, Option<SocketAddr>)> {
+        let (mut line, word, from) = arrivals.next()?;
+        let word = Word::read(&word)?;
         if word.name != self.name {
             let what = format!(
                 "rank {} is of another launch than who waits here",
@@ -397,7 +386,7 @@ impl Meeting {
     /// Rank 0: waits for the others' words, and judges.
     fn lead(
         &self,
-        listener: &Listener,
+        arrivals: &mut Arrivals<'_>,
         judge: impl FnOnce(&[Vec<u8>]) -> Result<Vec<u8>, String>,
     ) -> Result<(Vec<Line>, Vec<u8>), MeetError> {
         let size = self.world.size;
@@ -410,7 +399,7 @@ impl Meeting {
             if late || begin.elapsed() > self.limit {
                 break;
             }
-            let Some((line, word, at)) = self.accept(listener) else {
+            let Some((line, word, at)) = self.accept(arrivals) else {
                 std::thread::sleep(PAUSE);
                 continue;
             };
@@ -499,7 +488,7 @@ impl Meeting {
     /// Lines to all others: to those before this one it connects, those behind it come.
     fn lines(
         &self,
-        listener: &Listener,
+        arrivals: &mut Arrivals<'_>,
         places: &Places,
     ) -> Result<[Vec<Option<Line>>; 2], MeetError> {
         let World { rank, size } = self.world;
@@ -517,19 +506,25 @@ impl Meeting {
             if missing.is_empty() {
                 return Ok([life, work]);
             }
-            match self.accept(listener) {
-                Some((line, word, _)) if word.rank > rank && word.rank < size => match word.of {
-                    For::Life => life[word.rank] = Some(line),
-                    For::Work => work[word.rank] = Some(line),
-                    For::Calls => {}
-                },
-                Some(_) => {}
-                None if begin.elapsed() > WORD => {
+            let come = self.accept(arrivals);
+            let is_one = |word: &Word| missing.contains(&word.rank) && word.size == size;
+            match come {
+                Some((line, word, _)) if is_one(&word) => {
+                    let place = match word.of {
+                        For::Life => &mut life[word.rank],
+                        For::Work => &mut work[word.rank],
+                        For::Calls => continue,
+                    };
+                    // Who comes first has the place.
+                    place.get_or_insert(line);
+                }
+                _ if begin.elapsed() > WORD => {
                     return Err(MeetError::Missing {
                         ranks: missing,
                         seconds: WORD.as_secs(),
                     });
                 }
+                Some(_) => {}
                 None => std::thread::sleep(PAUSE),
             }
         }
@@ -548,16 +543,18 @@ impl Meeting {
         // A name is taken before any word is given, so who has the verdict finds all others.
         let listener = self.bind()?;
         let port = listener.port().map_err(system("a port where ranks meet"))?;
+        let mut arrivals = Arrivals::new(&listener, MOST);
         let mut places = Places::new();
         let (calls, word) = match self.world.rank {
-            0 => self.lead(&listener, judge)?,
+            0 => self.lead(&mut arrivals, judge)?,
             _ => self.follow(hello, port, &mut places)?,
         };
         for line in &calls {
             line.set_read_timeout(None)
                 .map_err(system("a line to another rank"))?;
         }
-        let [life, work] = self.lines(&listener, &places)?;
+        let [life, work] = self.lines(&mut arrivals, &places)?;
+        drop(arrivals);
         let life = Life::start(self.world.rank, life).map_err(system("a line to another rank"))?;
         let comm = Sockets::new(self.world, self.patience, Arc::clone(&life), work);
         Ok(Party {

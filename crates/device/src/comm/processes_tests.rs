@@ -1,7 +1,7 @@
 //! Threads in the place of processes: they meet at the same sockets.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use super::{
@@ -351,10 +351,15 @@ fn at_port(port: u16, (rank, size): (usize, usize), name: &str) -> Meeting {
 #[test]
 fn ranks_of_several_hosts_meet_at_a_port() {
     let (port, name) = (free_port(), name());
+    // Strangers come first.
+    let come = Arc::new(Barrier::new(3));
     let others: Vec<_> = [(1, 3), (2, 3)]
         .map(|world| {
-            let at = at_port(port, world, &name);
-            std::thread::spawn(move || at.meet(b"other", |_| Err("not asked".to_owned())))
+            let (at, come) = (at_port(port, world, &name), Arc::clone(&come));
+            std::thread::spawn(move || {
+                come.wait();
+                at.meet(b"other", |_| Err("not asked".to_owned()))
+            })
         })
         .into();
     let first = at_port(port, (0, 3), &name);
@@ -365,6 +370,10 @@ fn ranks_of_several_hosts_meet_at_a_port() {
             }
         };
         use std::io::Write;
+        // Some say nothing and stay, one says a word's beginning and stays.
+        let mut stay = [0; 5].map(|_| connect());
+        stay[0].write_all(b"\x20\0\0\0calls 1 3").expect("sent");
+        come.wait();
         // Half a word; a page; another launch, which is answered.
         connect().write_all(&[9, 0]).expect("sent");
         connect()
@@ -372,8 +381,9 @@ fn ranks_of_several_hosts_meet_at_a_port() {
             .expect("sent");
         let mut line = connect();
         super::send(&mut line, b"calls 1 3 5 another\nhello").expect("sent");
-        super::receive(&mut line, 1000).expect("an answer")
+        (super::receive(&mut line, 1000).expect("an answer"), stay)
     });
+    let begin = Instant::now();
     let met = first.meet(b"first", |hellos| {
         assert_eq!(hellos, [b"other", b"other"]);
         Ok(b"a\nword".to_vec())
@@ -384,8 +394,19 @@ fn ranks_of_several_hosts_meet_at_a_port() {
             .into_iter()
             .map(|t| t.join().expect("no panic").expect("met")),
     );
-    let said = strangers.join().expect("no panic").unwrap_or_default();
-    let said = String::from_utf8(said).expect("text");
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "who says nothing takes time: {:?}",
+        begin.elapsed()
+    );
+    let (said, stay) = strangers.join().expect("no panic");
+    let said = String::from_utf8(said.unwrap_or_default()).expect("text");
+    drop(stay);
+    for party in &ranks {
+        // A peer that is slow to read is no host that is gone.
+        assert_eq!(party.comm.unconfirmed(), [0, 0]);
+        assert_eq!(party.life.unconfirmed(), [16_000; 2]);
+    }
     // It may have come when all were there.
     assert!(
         said.is_empty() || said.contains("of another launch"),

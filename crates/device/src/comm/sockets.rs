@@ -136,6 +136,18 @@ impl Sockets {
         self.limit = limit;
     }
 
+    /// How long what was sent to each other one may stay unconfirmed, in milliseconds; 0: as long as the system has it.
+    #[cfg(test)]
+    pub(super) fn unconfirmed(&self) -> Vec<u32> {
+        let lines = self.lines.lock().expect("no panic");
+        lines
+            .peers
+            .iter()
+            .flatten()
+            .map(Line::unconfirmed)
+            .collect()
+    }
+
     /// Sends each peer what it is to get. The next rank comes first, then the one behind it; each hears them the other
     /// way round, so that who sends and who hears come to each other.
     fn give(
