@@ -50,7 +50,9 @@ impl Disk {
             why.push(damaged);
         }
         for commit in kept.commits {
-            match self.broken(&commit, &reserved) {
+            // What cannot be read is no reason to end where an older version can be: nothing is lost by it here.
+            let broken = self.broken(&commit, &reserved);
+            match broken.unwrap_or_else(|e| Some(format!("commit {}: {e}", commit.sequence))) {
                 None => {
                     journal.go_on_behind(&commit);
                     (0..2).for_each(|version| versions.forget(version));
@@ -73,10 +75,11 @@ impl Disk {
         Ok(self.journaled()?.0.commits)
     }
 
-    /// Whether the version of this commit is whole; if not, why. Reads all of it.
+    /// Whether the version of this commit is whole; if not, why. Reads all of it. Only its bytes decide that: where it
+    /// is not whole, all that agree give this commit up.
     ///
     /// # Errors
-    /// As [`Disk::commits`].
+    /// As [`Disk::commits`]; what could not be read, and memory that could not be had.
     ///
     /// # Panics
     /// As [`Disk::prove`].
@@ -85,7 +88,7 @@ impl Disk {
         let commit = kept.commits.into_iter().find(|c| c.sequence == sequence);
         Ok(match commit {
             None => Some(format!("its journal has no commit {sequence}")),
-            Some(commit) => self.broken(&commit, &reserved),
+            Some(commit) => self.broken(&commit, &reserved)?,
         })
     }
 
@@ -124,22 +127,17 @@ impl Disk {
     }
 
     /// Why a commit's version is not whole, if it is not.
-    fn broken(&self, commit: &Committed, reserved: &[u8]) -> Option<String> {
+    fn broken(&self, commit: &Committed, reserved: &[u8]) -> Result<Option<String>, TierError> {
         let versions = self.versions.get().expect("versions are set");
         let sequence = commit.sequence;
         let table = record::table(reserved, commit, versions.table_bytes());
         let Some(sums) = table.and_then(|t| versions.sums(commit.version, t)) else {
-            return Some(format!(
+            return Ok(Some(format!(
                 "the checksums of commit {sequence} are not those it was made with"
-            ));
+            )));
         };
-        match self.differs(versions.extents(commit.version), &sums) {
-            Ok(None) => None,
-            Ok(Some(extent)) => Some(format!(
-                "{extent} does not have the bytes of commit {sequence}"
-            )),
-            Err(e) => Some(format!("commit {sequence}: {e}")),
-        }
+        let differs = self.differs(versions.extents(commit.version), &sums)?;
+        Ok(differs.map(|extent| format!("{extent} does not have the bytes of commit {sequence}")))
     }
 
     /// The first of these extents that does not have its checksum.
