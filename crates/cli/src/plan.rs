@@ -18,6 +18,7 @@ use lowtide_trainer::curve::{Along, Curve, curve};
 use lowtide_trainer::device;
 use lowtide_trainer::hub::{self, settle};
 use lowtide_trainer::inputs::{sample_of, steps_of};
+use lowtide_trainer::launch::of_hosts;
 use lowtide_trainer::output::folder::Folder;
 use lowtide_trainer::picture::plan_report;
 use lowtide_trainer::planning::{decoder_of, load_machine, pins_of, shape_of};
@@ -72,6 +73,10 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
                 help: "give --gpus a multiple of --hosts: it is the number of all GPUs",
             });
         }
+        of_hosts(&run, hosts).map_err(|what| CliError::Usage {
+            what,
+            help: "--set checkpoint.durable=false plans the run without it",
+        })?;
         run.hosts = hosts;
     }
     // Files that cannot be written are an error before minutes of planning.

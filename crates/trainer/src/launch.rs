@@ -56,10 +56,7 @@ impl Launch {
     /// Ranks that do not come, or that have another run or version: the same error on all.
     pub fn meet(&self, run: Result<&Run, String>) -> Result<Met, TrainError> {
         let run = run.and_then(|run| {
-            if self.hosts > 1 && run.checkpoint.durable {
-                let why = "checkpoint.durable: a durable run on several hosts is not supported; save checkpoints instead";
-                return Err(why.to_owned());
-            }
+            of_hosts(run, self.hosts as u32)?;
             let gpu = gpu_of(run, self.local).map_err(|e| e.to_string())?;
             Ok((run, gpu))
         });
@@ -110,6 +107,18 @@ impl Launch {
             of_host,
         })
     }
+}
+
+/// Refuses what a run cannot have on so many hosts.
+///
+/// # Errors
+/// The key, and what to do.
+pub fn of_hosts(run: &Run, hosts: u32) -> Result<(), String> {
+    if hosts > 1 && run.checkpoint.durable {
+        let why = "checkpoint.durable: a durable run on several hosts is not supported; save checkpoints instead";
+        return Err(why.to_owned());
+    }
+    Ok(())
 }
 
 /// Ranks that have come together, as this process has them.
@@ -180,7 +189,7 @@ fn on_hosts(all: &[Value]) -> Result<(), String> {
         if hosts > 1 && own["host"][1].as_u64() != Some(first) {
             return Err(format!(
                 "rank {rank} is not where it is with {each} ranks on each host, one host after the other: start as many on \
-                 each (of srun: --distribution=block)"
+                 each (of srun: --ntasks-per-node={each} --distribution=block)"
             ));
         }
     }

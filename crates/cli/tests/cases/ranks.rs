@@ -505,4 +505,10 @@ fn eight_hosts_of_a_machine_file_are_planned() {
     plan("16", "8", "alone.json").refused(&["alone.json", "16 GPUs on 8 hosts", "'network'"]);
     plan("16", "4", "fast.json").refused(&["of 2", "lowtide probe --gpus 4"]);
     plan("4", "8", "fast.json").refused(&["--hosts 8", "multiple"]);
+    let durable = "plan --shape qwen2.5-0.5b --micro-batch 1 --seq 512 --accumulate 16 --device-memory 4GiB \
+                   --host-memory 16GiB --disk drive=1TB --gpus 16 --hosts 8 --machine fast.json \
+                   --set checkpoint.durable=true";
+    let args: Vec<&str> = durable.split_whitespace().collect();
+    let refused = scratch.run(&args);
+    refused.refused(&["checkpoint.durable", "several hosts", "save checkpoints"]);
 }

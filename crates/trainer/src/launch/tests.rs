@@ -227,6 +227,7 @@ fn ranks_are_dealt_to_hosts_in_order() {
     // As srun deals them with --distribution=cyclic, and 3 and 1.
     for wrong in [[0, 1, 1, 2], [0, 0, 0, 3]] {
         let error = of(&wrong.map(|first| (2, first))).expect_err("out of order");
-        assert!(error.contains("--distribution=block"), "{error}");
+        let advice = "--ntasks-per-node=2 --distribution=block";
+        assert!(error.contains(advice), "{error}");
     }
 }
