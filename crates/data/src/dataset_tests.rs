@@ -314,6 +314,11 @@ fn a_file_of_another_layout_ends_the_load_whatever_becomes_of_records() {
     }
     let data = load_pairs([&source, &one_lacks]).unwrap();
     assert_eq!((data.len(), data.remarks().n_left_out), (2, 1));
+    // One that has the fields shows that the layout is the same, also where it cannot be used.
+    let no_use = "{\"source\": \"hello\"}\n{\"source\": \"hello\", \"target\": 3}\n";
+    let no_use = write(&dir, "g.jsonl", no_use);
+    let data = load_pairs([&source, &no_use]).unwrap();
+    assert_eq!((data.len(), data.remarks().n_left_out), (1, 2));
     // A system prompt has no place in either.
     for file in [&pairs, &texts] {
         let error = load(&[file], OnError::Skip, Some("Be brief.")).unwrap_err();

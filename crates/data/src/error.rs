@@ -695,6 +695,21 @@ impl RecordProblem {
         )
     }
 
+    /// Whether there is no record to speak of: no text, or nothing that has fields.
+    pub(crate) fn is_no_record(&self) -> bool {
+        matches!(
+            self,
+            Self::LineTooLong { .. }
+                | Self::TextTooLong { .. }
+                | Self::Cells { .. }
+                | Self::Columns { .. }
+                | Self::NotUtf8 { .. }
+                | Self::NotJson { .. }
+                | Self::NotANumber { .. }
+                | Self::NotAnObject { .. }
+        )
+    }
+
     /// Whether the load ends here, whatever becomes of records that cannot be used.
     pub(crate) fn ends_all(&self) -> bool {
         // Which records fit in memory is not for the data to change from start to start, and how many records are

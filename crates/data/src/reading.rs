@@ -36,7 +36,7 @@ pub(crate) fn read<T: Send>(
     for (file, path) in paths.iter().enumerate() {
         let mut lines = Source::open(path, options)?.peekable();
         let mut is_first = true;
-        let (before, mut other) = (n_taken, None);
+        let (before, mut other, mut may_fit) = (n_taken, None, false);
         loop {
             let chunk = chunk(&mut lines, options.memory)?;
             if chunk.is_empty() {
@@ -75,6 +75,8 @@ pub(crate) fn read<T: Send>(
                         left_out.left_out(path, place, &problem);
                         if problem.may_be_of_layout() {
                             other.get_or_insert((place, problem));
+                        } else {
+                            may_fit |= !problem.is_no_record();
                         }
                     }
                     (Err(problem), _) => {
@@ -87,10 +89,11 @@ pub(crate) fn read<T: Send>(
                 is_first = false;
             }
         }
-        // None of its records can be used, and fields are missing: that is its layout. Of one file alone all is said
-        // below.
+        // None of its records can be used, and all of them lack fields: that is its layout. Of one file alone all is
+        // said below.
         if let Some((place, problem)) = other
             && n_taken == before
+            && !may_fit
             && paths.len() > 1
         {
             return Err(DataError::record(path, place, problem));
