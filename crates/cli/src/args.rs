@@ -485,7 +485,8 @@ pub struct BenchStepArgs {
     #[arg(long, value_name = "N", default_value_t = 8,
         value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub steps: u64,
-    /// Steps before the first that is timed; none where a step takes minutes, and its first is as the others.
+    /// Steps before the first that is timed. With none, where a step takes minutes: the first step has no update of
+    /// one before it, and has all that is made at its first use.
     #[arg(long, value_name = "N", default_value_t = lowtide_trainer::bench::WARM_UP,
         value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub warm_up: u64,

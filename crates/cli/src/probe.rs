@@ -78,6 +78,7 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
             .unwrap_or_default(),
         date: today(),
         gpu: device.gpu.clone(),
+        room: run.as_ref().and_then(|run| run.budget.device),
     };
     let waiting = Waiting::begin(Phase::Measuring.name());
     let gpus = args.gpus.or(run.as_ref().map(|run| run.gpus)).unwrap_or(1);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use lowtide_data::Micro;
 use lowtide_device::cuda::{self, Event};
 use lowtide_device::{Memory, Queue, memory};
-use lowtide_model::{Arg, Call, Decoder, Decoding, Live, Phase, store_inputs};
+use lowtide_model::{Arg, Call, Decoder, Decoding, Live, Phase, Training, store_inputs};
 use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::{Access, Op, OpId, Operand, Unit, UnitKind, What, Workload};
 
@@ -41,14 +41,20 @@ fn order_of_a_step<'a>(
     forward.chain(backward).collect()
 }
 
-/// Times every distinct operation of a decoder at its own shape.
+/// Times every distinct operation of a decoder at its own shape. None, where one of them alone takes more than `room`
+/// of the device: no plan may hold it there, so the planner refuses without times, and nothing is allocated for them.
 pub(crate) fn operations(
     q: &Queue,
     decoder: &Decoder,
     sample: Option<&Micro>,
     seconds: f64,
+    room: Option<Bytes>,
 ) -> Result<BTreeMap<String, Seconds>, MeasureError> {
     let w = decoder.workload();
+    let largest = distinct(w).iter().map(Each::bytes).max().unwrap_or(0);
+    if room.is_some_and(|room| largest > room.0) {
+        return Ok(BTreeMap::new());
+    }
     if let Some(how) = decoder.steps() {
         return steps(q, decoder, how, seconds);
     }
@@ -114,6 +120,13 @@ struct Each<'a> {
     op: &'a Op,
     /// Bytes of its operands.
     sizes: Vec<u64>,
+}
+
+impl Each<'_> {
+    /// Bytes of all operands and of the scratch.
+    fn bytes(&self) -> u64 {
+        self.sizes.iter().sum::<u64>() + self.op.workspace.0
+    }
 }
 
 /// Every operation of a workload, one of each shape.
@@ -259,7 +272,11 @@ impl<'a> Bench<'a> {
             workspace: next(),
             loss_scale: 1.0,
             live: self.live,
-            training: None,
+            // With the noise of training, where there is any.
+            training: Some(Training {
+                step: 1,
+                micro_batch: 0,
+            }),
         };
         self.decoder.run(self.q, call);
     }
@@ -338,10 +355,17 @@ mod tests {
             accumulate: 1,
         };
         let decoder = Decoder::new(&shape, &options(batch)).expect("sizes go together");
-        let times = operations(&Queue::new("test", 1), &decoder, None, 0.0).expect("times");
+        let q = Queue::new("test", 1);
+        let times_in = |room| operations(&q, &decoder, None, 0.0, room).expect("times");
+        let times = times_in(None);
         let kinds = ["relative.", "share."].map(|of| times.keys().any(|key| key.starts_with(of)));
         assert_eq!(kinds, [true; 2], "{:?}", times.keys());
         assert!(times.values().all(|time| time.0 > 0.0));
+        // None where one alone has no room.
+        let largest = distinct(decoder.workload()).iter().map(Each::bytes).max();
+        let largest = largest.expect("there are operations");
+        assert_eq!(times_in(Some(Bytes(largest))).len(), times.len());
+        assert!(times_in(Some(Bytes(largest - 1))).is_empty());
     }
 
     fn options(batch: Batch) -> Options {

@@ -43,6 +43,8 @@ pub struct ProbeOptions {
     pub date: String,
     /// The GPU; `None`: the CPU device.
     pub gpu: Option<Gpu>,
+    /// Bytes of the device that a run may take: operations that need more are not measured. `None`: no run.
+    pub room: Option<Bytes>,
 }
 
 /// A drive to measure, by a directory on it.
@@ -113,7 +115,7 @@ pub fn probe(
         disk.settle(&mut machine.together);
     }
     for decoder in decoders.into_iter().flatten() {
-        let times = operations(&q, decoder, sample, options.seconds.min(0.03))?;
+        let times = operations(&q, decoder, sample, options.seconds.min(0.03), options.room)?;
         machine.ops.extend(times);
     }
     if let Some(gpu) = &options.gpu {
@@ -514,6 +516,7 @@ mod tests {
             date: "2026-11-21".to_owned(),
             optimizer: Optimizer::default(),
             gpu: None,
+            room: None,
         };
         let machine = probe(&options, [None; 2], None).unwrap();
         assert!(machine.together.len() > 8, "{:?}", machine.together);

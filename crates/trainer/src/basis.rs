@@ -137,6 +137,7 @@ impl<'a> Basis<'a> {
                     optimizer: run.optimizer.what(),
                     date: today(),
                     gpu: device.gpu.clone(),
+                    room: Some(budgets_of(run, device)?.device),
                 };
                 // Of answers, too: what their kernels hold of the device counts, and their products' algorithms are
                 // chosen here or nowhere.
