@@ -21,6 +21,7 @@ use crate::error::{HubProblem, PathProblem, TrainError};
 
 mod configs;
 mod data;
+mod patterns;
 
 pub use data::{data, data_in_cache};
 
@@ -288,6 +289,21 @@ impl Hub {
                 lacks,
             }),
         }
+    }
+
+    /// Whether the first program takes an option several times. It does since 1.0; before it kept the last one.
+    fn takes_several(&self) -> bool {
+        if self.offline {
+            return false;
+        }
+        let mut command = Command::new(&self.programs[0]);
+        command.arg("version").stdin(Stdio::null());
+        command.stderr(Stdio::null());
+        let said = command.output().map(|out| out.stdout).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
+        let number = said.trim_start_matches(|c: char| !c.is_ascii_digit());
+        let major = number.split('.').next().and_then(|n| n.parse::<u32>().ok());
+        major.is_some_and(|major| major > 0)
     }
 
     /// Runs the first program that can be started, to its end. `lacks` is what is looked for.

@@ -40,6 +40,14 @@ fn hub_advice(key: &str, name: &str, why: &HubProblem) -> Vec<String> {
             format!("look at what it has: https://huggingface.co/datasets/{id}/tree/{revision}; or get it: {get}"),
             RELATIVE.to_owned(),
         ],
+        HubProblem::Readme { .. } => vec![
+            format!("name a file of it: --set {key}={name}:FILE.jsonl"),
+            format!("look at what it says: https://huggingface.co/datasets/{id}/blob/{revision}/README.md"),
+        ],
+        HubProblem::Ending { .. } => vec![
+            format!("get it and make JSONL of it: {get} --local-dir DIR, then --set {key}=DIR/FILE.jsonl"),
+            format!("or name another file of it: --set {key}={name}:FILE.jsonl"),
+        ],
         HubProblem::Many { .. } => vec![
             format!("get it and join files to fewer: {get} --local-dir DIR, then --set {key}=DIR/FILE"),
         ],

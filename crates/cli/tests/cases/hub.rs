@@ -201,6 +201,32 @@ fn data_sets_have_names_too() {
         asked.contains("--include other/tra*.jsonl --revision main"),
         "{asked}"
     );
+    // All patterns at once where the program takes them, and what cannot be read is not fetched.
+    for (version, asks) in [("1.2.0", 1), ("huggingface_hub version: 0.36.0", 2)] {
+        let says = format!("if [ $1 = version ]; then echo {version}; fi");
+        program(&scratch, "hf", &says);
+        fs::remove_file(scratch.at("asked")).expect("there");
+        let one = "---\nconfigs:\n- {config_name: x, data_files: '**/gone.csv'}\n---\n";
+        fs::write(snapshot.join("README.md"), one).expect("written");
+        with(&["data.train=org/set", "output=none"], &[]).refused(&["has no train", "**/gone.csv"]);
+        let asked = scratch.read("asked");
+        let lines = asked.lines().filter(|line| line.contains("gone.csv"));
+        assert_eq!(lines.count(), asks, "{asked}");
+        assert!(asked.contains("--include gone.csv "), "{asked}");
+        fs::write(snapshot.join("README.md"), one.replace("csv", "arrow")).expect("written");
+        with(&["data.train=org/set", "output=none"], &[]).refused(&[
+            "**/gone.arrow",
+            "README.md",
+            ".jsonl",
+        ]);
+        assert!(!scratch.read("asked").contains("arrow"));
+        fs::write(snapshot.join("README.md"), one.replace("**/", "../")).expect("written");
+        with(&["data.train=org/set", "output=none"], &[]).refused(&[
+            "README.md",
+            "x: \"../gone.csv\"",
+            "org/set:FILE.jsonl",
+        ]);
+    }
     // What could not be fetched is no smaller data set.
     program(&scratch, "hf", "exit 1");
     let args = ["data.train=org/set:main/train", "output=none"];

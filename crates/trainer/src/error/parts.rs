@@ -123,6 +123,20 @@ pub enum HubProblem {
         /// The parts that there are.
         has: Vec<String>,
     },
+    /// The README of a data set has configurations that cannot be used.
+    #[error("has a README.md whose configs cannot be used: {why}")]
+    Readme {
+        /// What is wrong there.
+        why: String,
+    },
+    /// The README of a data set names files for a part that are not read.
+    #[error(
+        "has {pattern} for that by its README.md, and only .parquet, .jsonl, .json, .csv and .tsv are read from there"
+    )]
+    Ending {
+        /// As the README names them.
+        pattern: String,
+    },
     /// A data set has more files than are looked at.
     #[error("has more than {most} data files")]
     Many {

@@ -10,16 +10,20 @@
 //!
 //! `data_files` may also be one pattern or a list of them, which are then `train`, and `data_dir` a folder whose files
 //! are recognised by their names. As in Hugging Face's `datasets`, the configuration of a name without one is that
-//! which says `default: true`, else that which is called `default`, else the only one. The text is untrusted: a pattern
-//! that could leave the snapshot, or be taken for an option, is none.
+//! which says `default: true`, else that which is called `default`, else the only one. Where there are configurations
+//! names of files alone decide nothing. The text is untrusted: a pattern that could leave the snapshot, or be taken for
+//! an option, is refused.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
-use super::data::{MOST, SPLITS, list, whole};
+use super::data::{MOST, SPLITS, Shard, list};
+use super::patterns::{WILD, is_like, is_safe, may_be_data, with_and_without};
 use super::{Hub, Kind, Name};
 use crate::error::HubProblem;
 
@@ -27,13 +31,13 @@ use crate::error::HubProblem;
 const README: &str = "README.md";
 /// Bytes of it that are read.
 const LONGEST: u64 = 4 << 20;
-/// Configurations that are looked at, at most, and patterns of a split.
-const PATTERNS: usize = 4096;
+/// Patterns of a split, at most.
+const PATTERNS: usize = 256;
 
 /// What a part of a data set means by its README.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Meant {
-    /// It does not say.
+    /// It has no configurations.
     Nothing,
     /// Files that are recognised by their names, as this part.
     Names(String),
@@ -41,93 +45,151 @@ pub(super) enum Meant {
     Files(Vec<String>),
     /// One of these parts.
     Several(Vec<String>),
-    /// The configuration has no such split; the parts that there are.
+    /// No configuration has such a part; the parts that there are.
     NoSplit(Vec<String>),
+    /// What it says cannot be used, and why.
+    Odd(String),
 }
 
 #[derive(Deserialize)]
 struct Front {
     #[serde(default)]
-    configs: Vec<Config>,
+    configs: Value,
 }
 
-#[derive(Deserialize)]
+/// One entry of `configs`.
 struct Config {
-    config_name: String,
-    #[serde(default)]
+    name: String,
     default: bool,
-    data_dir: Option<String>,
-    data_files: Option<Files>,
+    /// What it is made of, or why it cannot be used.
+    of: Result<Of, String>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Files {
-    One(String),
-    Many(Vec<File>),
+enum Of {
+    /// Files of this folder, of the repository where it is empty, by their names.
+    Dir(String),
+    /// Splits with their patterns.
+    Files(Vec<(String, Vec<String>)>),
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum File {
-    Path(String),
-    Split { split: String, path: Paths },
+/// A name as YAML may have it: `2024` is one too.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(bit) => Some(bit.to_string()),
+        _ => None,
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Paths {
-    One(String),
-    Many(Vec<String>),
+/// One pattern or several.
+fn paths(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::Array(all) => all.iter().map(text).collect(),
+        one => Some(vec![text(one)?]),
+    }
 }
 
 impl Config {
-    /// Its splits with their patterns; of a folder alone none.
-    fn splits(&self) -> Vec<(&str, Vec<String>)> {
-        let inside = |path: &String| match &self.data_dir {
-            Some(dir) => format!("{}/{path}", dir.trim_end_matches('/')),
-            None => path.clone(),
+    /// The entry that is `n` behind the first.
+    fn of(n: usize, entry: &Value) -> Self {
+        let none = Map::new();
+        let entry = entry.as_object().unwrap_or(&none);
+        let name = entry.get("config_name").and_then(text);
+        let of = match &name {
+            Some(name) => of_entry(entry).map_err(|why| format!("{name}: {why}")),
+            None => Err(format!("entry {} has no config_name", n + 1)),
         };
-        let mut all: Vec<(&str, Vec<String>)> = Vec::new();
-        let mut add = |split, path: &String| match all.iter_mut().find(|(own, _)| *own == split) {
-            Some((_, paths)) => paths.push(inside(path)),
-            None => all.push((split, vec![inside(path)])),
-        };
-        match &self.data_files {
-            None => {}
-            Some(Files::One(path)) => add("train", path),
-            Some(Files::Many(files)) => {
-                for file in files {
-                    match file {
-                        File::Path(path) => add("train", path),
-                        File::Split { split, path } => match path {
-                            Paths::One(path) => add(split, path),
-                            Paths::Many(paths) => paths.iter().for_each(|path| add(split, path)),
-                        },
-                    }
-                }
-            }
+        Self {
+            name: name.unwrap_or_default(),
+            default: entry.get("default") == Some(&Value::Bool(true)),
+            of,
         }
-        all
     }
 
     /// The patterns of a split, by its name or by another word for the same.
-    fn of_split(&self, split: &str) -> Option<Vec<String>> {
+    fn split(&self, split: &str) -> Option<&[String]> {
         let alike = |other: &str| {
             let both =
                 |(_, words): &(&str, &[&str])| words.contains(&split) && words.contains(&other);
             SPLITS.iter().any(both)
         };
-        let mut all = self.splits();
-        let exact = all.iter().position(|(own, _)| *own == split);
+        let Ok(Of::Files(all)) = &self.of else {
+            return None;
+        };
+        let exact = all.iter().position(|(own, _)| own == split);
         let at = exact.or_else(|| all.iter().position(|(own, _)| alike(own)))?;
-        Some(all.swap_remove(at).1)
+        Some(&all[at].1)
+    }
+
+    /// Whether it may have a split: of a folder, its files tell.
+    fn may_have(&self, split: &str) -> bool {
+        self.split(split).is_some() || matches!(self.of, Ok(Of::Dir(_)))
     }
 
     fn parts(&self) -> Vec<String> {
-        let splits = self.splits().into_iter();
-        let name = &self.config_name;
-        splits.map(|(split, _)| format!("{name}/{split}")).collect()
+        let name = &self.name;
+        match &self.of {
+            Ok(Of::Files(all)) => all.iter().map(|(s, _)| format!("{name}/{s}")).collect(),
+            _ => vec![name.clone()],
+        }
+    }
+}
+
+/// What an entry of `configs` is made of.
+fn of_entry(entry: &Map<String, Value>) -> Result<Of, String> {
+    let key = |key| entry.get(key).filter(|value| !value.is_null());
+    let dir = match key("data_dir").map(|dir| text(dir).ok_or("data_dir is no text")) {
+        None => String::new(),
+        Some(dir) => plain(&dir?).to_owned(),
+    };
+    if !dir.is_empty() && !is_safe(&dir) {
+        return Err(format!("data_dir {dir:?} is no folder of the repository"));
+    }
+    let Some(files) = key("data_files") else {
+        return Ok(Of::Dir(dir));
+    };
+    let odd = || "data_files is no pattern and no list of patterns or of split and path".to_owned();
+    let one = std::slice::from_ref(files);
+    let files = files.as_array().map_or(one, |all| &all[..]);
+    let mut all: Vec<(String, Vec<String>)> = Vec::new();
+    for file in files {
+        let (split, like) = match file {
+            Value::Object(of) => {
+                let split = of.get("split").and_then(text);
+                (split, of.get("path").and_then(paths))
+            }
+            like => (Some("train".to_owned()), text(like).map(|like| vec![like])),
+        };
+        let (split, like) = (split.ok_or_else(odd)?, like.ok_or_else(odd)?);
+        let mut inside = Vec::with_capacity(like.len());
+        for like in &like {
+            let like = match dir.is_empty() {
+                true => plain(like).to_owned(),
+                false => format!("{dir}/{}", plain(like)),
+            };
+            if !is_safe(&like) {
+                return Err(format!("{like:?} is no path of the repository"));
+            }
+            inside.push(like);
+        }
+        match all.iter_mut().find(|(own, _)| *own == split) {
+            Some((_, before)) => before.extend(inside),
+            None => all.push((split, inside)),
+        }
+    }
+    match all.iter().find(|(_, like)| like.len() > PATTERNS) {
+        Some((split, _)) => Err(format!("{split} has more than {PATTERNS} paths")),
+        None => Ok(Of::Files(all)),
+    }
+}
+
+/// A path without what says only that it is one of the repository.
+fn plain(path: &str) -> &str {
+    let path = path.strip_prefix("./").unwrap_or(path);
+    match path.strip_suffix('/').unwrap_or(path) {
+        "." => "",
+        path => path,
     }
 }
 
@@ -163,18 +225,17 @@ impl Hub {
         part: &str,
         like: &[String],
     ) -> Result<Vec<PathBuf>, HubProblem> {
-        let mut unasked = None;
-        for pattern in like {
-            let what = ["--include", pattern];
-            match self.fetch(name, Kind::Data, name.revision, &what, part) {
-                Ok(()) => {}
-                Err(why @ (HubProblem::Offline { .. } | HubProblem::NoProgram { .. })) => {
-                    unasked = Some(why);
-                    break;
-                }
-                Err(why) => return Err(why),
-            }
+        if let Some(pattern) = like.iter().find(|pattern| !may_be_data(pattern)) {
+            return Err(HubProblem::Ending {
+                pattern: pattern.clone(),
+            });
         }
+        let asked: BTreeSet<String> = like.iter().flat_map(|p| with_and_without(p)).collect();
+        let unasked = match self.fetch_like(name, &asked, part) {
+            Ok(()) => None,
+            Err(why @ (HubProblem::Offline { .. } | HubProblem::NoProgram { .. })) => Some(why),
+            Err(why) => return Err(why),
+        };
         let mut all = Vec::new();
         let dir = name.snapshot(cache, Kind::Data);
         if let Some(dir) = &dir {
@@ -184,310 +245,169 @@ impl Hub {
             return Err(HubProblem::Many { most: MOST });
         }
         all.sort();
-        let mut files: Vec<PathBuf> = Vec::new();
-        for pattern in like {
-            let more: Vec<&PathBuf> = all
-                .iter()
-                .filter(|file| is_like(file, pattern) && !files.contains(file))
-                .collect();
-            // A pattern of which nothing is there, or not all, is no smaller data set.
-            let found = more.len() + files.iter().filter(|file| is_like(file, pattern)).count();
-            let more: Vec<PathBuf> = more.into_iter().cloned().collect();
-            if found == 0 || !whole(&more) {
-                return Err(unasked.unwrap_or(HubProblem::NoPart {
-                    part: part.to_owned(),
-                    has: vec![pattern.clone()],
-                }));
+        match matching(&all, like) {
+            Ok(files) => {
+                let dir = dir.unwrap_or_default();
+                Ok(files.into_iter().map(|file| dir.join(file)).collect())
             }
-            files.extend(more);
+            // What is not there, or not all of it, is no smaller data set.
+            Err(lacks) => Err(unasked.unwrap_or(HubProblem::NoPart {
+                part: part.to_owned(),
+                has: vec![lacks],
+            })),
         }
-        let dir = dir.unwrap_or_default();
-        Ok(files.iter().map(|file| dir.join(file)).collect())
     }
+
+    /// Fetches the files that are like one of some patterns: at once where the program takes several. The older ones
+    /// keep the last of several only.
+    fn fetch_like(
+        &self,
+        name: Name<'_>,
+        like: &BTreeSet<String>,
+        part: &str,
+    ) -> Result<(), HubProblem> {
+        let include = |p: &String| ["--include".to_owned(), p.clone()];
+        let fetch = |what: Vec<String>| {
+            let what: Vec<&str> = what.iter().map(String::as_str).collect();
+            self.fetch(name, Kind::Data, name.revision, &what, part)
+        };
+        match like.len() > 1 && self.takes_several() {
+            true => fetch(like.iter().flat_map(include).collect()),
+            false => like.iter().try_for_each(|p| fetch(include(p).to_vec())),
+        }
+    }
+}
+
+/// The files that are like one of some patterns, in the patterns' order. Else a pattern that none is like, or of which
+/// shards are missing, which is then a set of files as `train-*-of-00002.parquet`.
+fn matching<'a>(all: &'a [PathBuf], like: &[String]) -> Result<Vec<&'a PathBuf>, String> {
+    let (mut taken, mut files) = (BTreeSet::new(), Vec::new());
+    // Sets of which all is meant: of a shard that is named alone nobody says so.
+    let mut meant = BTreeSet::new();
+    for pattern in like {
+        let literal = pattern.split(WILD).next().unwrap_or_default();
+        let begins = |file: &PathBuf| file.to_string_lossy().starts_with(literal);
+        let mut found = false;
+        for file in all.iter().filter(|f| begins(f) && is_like(f, pattern)) {
+            found = true;
+            if taken.insert(file) {
+                files.push(file);
+            }
+            if pattern.contains(WILD)
+                && let Some(shard) = Shard::of(file)
+            {
+                meant.insert(shard.set);
+            }
+        }
+        if !found {
+            return Err(pattern.clone());
+        }
+    }
+    let shards: BTreeSet<Shard> = files.iter().filter_map(|file| Shard::of(file)).collect();
+    for set in meant {
+        let numbers: BTreeSet<usize> = shards
+            .iter()
+            .filter(|shard| shard.set == set)
+            .map(|shard| shard.number)
+            .collect();
+        let last = numbers.last().map(|last| last + 1);
+        if numbers.len() != set.count || last != Some(set.count) {
+            return Err(set.to_string());
+        }
+    }
+    Ok(files)
 }
 
 /// The front matter of a README: what stands between its first line `---` and the next one.
 fn front(readme: &str) -> Option<&str> {
-    let rest = readme.trim_start_matches('\u{feff}').strip_prefix("---")?;
+    let readme = readme.trim_start_matches('\u{feff}').trim_start();
+    let rest = readme.strip_prefix("---")?;
     let rest = rest
         .strip_prefix("\r\n")
         .or_else(|| rest.strip_prefix('\n'))?;
-    let end = rest.find("\n---")?;
-    Some(&rest[..end + 1])
+    let mut at = 0;
+    for line in rest.split_inclusive('\n') {
+        if line.trim_end_matches(['\r', '\n']) == "---" {
+            return Some(&rest[..at]);
+        }
+        at += line.len();
+    }
+    None
+}
+
+/// The configurations of a README; none where it has none.
+fn configs(readme: &str) -> Result<Vec<Config>, String> {
+    let Some(text) = front(readme) else {
+        return Ok(Vec::new());
+    };
+    let options = serde_saphyr::options! { budget: serde_saphyr::budget! { max_depth: 32 }, };
+    match serde_saphyr::from_str_with_options::<Front>(text, options) {
+        Ok(front) => match &front.configs {
+            Value::Null => Ok(Vec::new()),
+            Value::Array(all) => {
+                let all = all.iter().enumerate();
+                Ok(all.map(|(n, entry)| Config::of(n, entry)).collect())
+            }
+            _ => Err("configs is no list".to_owned()),
+        },
+        Err(e) if text.lines().any(|line| line.starts_with("configs:")) => {
+            let why = e.to_string();
+            Err(why.lines().next().unwrap_or_default().to_owned())
+        }
+        // One that is not YAML, or no mapping, has none either.
+        Err(_) => Ok(Vec::new()),
+    }
 }
 
 /// What a part means, `None` where none is named: then it is the split `split`.
 fn meant(readme: &str, part: Option<&str>, split: &str) -> Meant {
-    let options = serde_saphyr::options! { budget: serde_saphyr::budget! { max_depth: 32 }, };
-    let front = front(readme).and_then(|text| {
-        // One that another program takes otherwise says nothing here.
-        serde_saphyr::from_str_with_options::<Front>(text, options).ok()
-    });
-    let configs = front.map_or(Vec::new(), |front| front.configs);
-    let says = |c: &&Config| c.data_files.is_some() || c.data_dir.is_some();
-    let configs: Vec<&Config> = configs.iter().filter(says).take(PATTERNS).collect();
-    let named = |name: &str| configs.iter().copied().find(|c| c.config_name == name);
+    let configs = match configs(readme) {
+        Ok(configs) if configs.is_empty() => return Meant::Nothing,
+        Ok(configs) => configs,
+        Err(why) => return Meant::Odd(why),
+    };
+    let named = |name: &str| configs.iter().find(|c| c.name == name && !name.is_empty());
     let default = || {
-        let marked = configs.iter().copied().find(|c| c.default);
-        let only = || configs.first().copied().filter(|_| configs.len() == 1);
+        let marked = configs.iter().find(|c| c.default);
+        let only = || configs.first().filter(|_| configs.len() == 1);
         marked.or_else(|| named("default")).or_else(only)
     };
-    let all = || configs.iter().flat_map(|c| c.parts()).collect::<Vec<_>>();
-    let (config, split, is_split) = match part {
-        None => (default(), split, true),
-        Some(part) => match (named(part), part.split_once('/')) {
-            (Some(config), _) => (Some(config), split, true),
-            (None, Some((name, rest))) => (named(name), rest, true),
-            // A set of files may be called so where no split is.
-            (None, None) => (default(), part, false),
+    let (config, split) = match part {
+        None => (default(), split),
+        Some(part) => match (named(part), part.rsplit_once('/')) {
+            (Some(config), _) => (Some(config), split),
+            (None, Some((name, rest))) => (named(name), rest),
+            (None, None) => (default(), part),
         },
     };
+    let all = || configs.iter().flat_map(Config::parts).collect();
     let Some(config) = config else {
-        let of_split = |c: &&&Config| c.of_split(split).is_some();
+        if part.is_some_and(|part| part.contains('/')) {
+            return Meant::NoSplit(all());
+        }
         let several: Vec<String> = configs
             .iter()
-            .filter(of_split)
-            .map(|c| format!("{}/{split}", c.config_name))
+            .filter(|c| c.may_have(split))
+            .map(|c| format!("{}/{split}", c.name))
             .collect();
-        return match &several[..] {
-            // Not a configuration: perhaps a folder.
-            _ if part.is_some_and(|part| part.contains('/')) => Meant::Nothing,
-            [] => Meant::Nothing,
-            _ => Meant::Several(several),
+        let odd = configs.iter().find_map(|c| c.of.as_ref().err());
+        return match (several.is_empty(), odd) {
+            (false, _) => Meant::Several(several),
+            (true, Some(why)) => Meant::Odd(why.clone()),
+            (true, None) => Meant::NoSplit(all()),
         };
     };
-    if config.data_files.is_none() {
-        let dir = config.data_dir.as_deref().unwrap_or_default();
-        let dir = dir.trim_end_matches('/');
-        return match is_safe(dir) {
-            true => Meant::Names(format!("{dir}/{split}")),
-            false => Meant::Nothing,
-        };
+    match &config.of {
+        Err(why) => Meant::Odd(why.clone()),
+        Ok(Of::Dir(dir)) if dir.is_empty() => Meant::Names(split.to_owned()),
+        Ok(Of::Dir(dir)) => Meant::Names(format!("{dir}/{split}")),
+        Ok(Of::Files(_)) => match config.split(split) {
+            Some(patterns) => Meant::Files(patterns.to_vec()),
+            None => Meant::NoSplit(all()),
+        },
     }
-    match config.of_split(split) {
-        Some(patterns) if patterns.len() <= PATTERNS && patterns.iter().all(|p| is_safe(p)) => {
-            Meant::Files(patterns)
-        }
-        Some(_) => Meant::Nothing,
-        None if is_split => Meant::NoSplit(all()),
-        None => Meant::Nothing,
-    }
-}
-
-/// Whether a pattern stays inside of a snapshot, and is no option of a program.
-fn is_safe(pattern: &str) -> bool {
-    let plain = |part: &str| part != ".." && part != "." && !part.is_empty();
-    pattern.len() <= 500
-        && !pattern.starts_with('-')
-        && !pattern.contains(['\\', '\0', '\n'])
-        && !pattern.contains("://")
-        && pattern.split('/').all(plain)
-}
-
-/// Whether a file's path is like a pattern: `*` is any run of characters of a name, `**` of names, `?` one character,
-/// `[ab]` one of these.
-fn is_like(path: &Path, pattern: &str) -> bool {
-    let path: Vec<char> = path.to_string_lossy().chars().collect();
-    let pattern: Vec<char> = pattern.chars().collect();
-    // Which ends of the pattern so far are reached; a pattern of n characters is gone through n times at most.
-    let mut at = vec![false; path.len() + 1];
-    at[0] = true;
-    let mut i = 0;
-    while i < pattern.len() {
-        let mut next = vec![false; path.len() + 1];
-        let rest = &pattern[i..];
-        if rest.starts_with(&['*', '*']) {
-            let mut reached = false;
-            for (j, here) in at.iter().enumerate() {
-                reached |= here;
-                next[j] = reached;
-            }
-            i += 2;
-            // `**/` is also no folder.
-            if pattern.get(i) == Some(&'/') {
-                let folders: Vec<bool> = (0..=path.len())
-                    .map(|j| at[j] || j > 0 && next[j - 1] && path[j - 1] == '/')
-                    .collect();
-                next = folders;
-                i += 1;
-            }
-        } else if rest[0] == '*' {
-            let mut reached = false;
-            for (j, here) in at.iter().enumerate() {
-                reached &= j > 0 && path[j - 1] != '/';
-                reached |= here;
-                next[j] = reached;
-            }
-            i += 1;
-        } else {
-            let (one_of, len) = match rest.iter().position(|c| *c == ']') {
-                Some(end) if rest[0] == '[' && end > 1 => (Some(&rest[1..end]), end + 1),
-                _ => (None, 1),
-            };
-            for (j, c) in path.iter().enumerate() {
-                let same = match (one_of, rest[0]) {
-                    (Some(set), _) => in_set(*c, set),
-                    (None, '?') => *c != '/',
-                    (None, own) => own == *c,
-                };
-                next[j + 1] = at[j] && same;
-            }
-            i += len;
-        }
-        at = next;
-    }
-    at[path.len()]
-}
-
-/// Whether a character is in a set such as `0-9a` or `!x`.
-fn in_set(c: char, set: &[char]) -> bool {
-    let (not, set) = match set {
-        ['!' | '^', rest @ ..] => (true, rest),
-        all => (false, all),
-    };
-    let mut found = false;
-    let mut i = 0;
-    while i < set.len() {
-        if i + 2 < set.len() && set[i + 1] == '-' {
-            found |= (set[i]..=set[i + 2]).contains(&c);
-            i += 3;
-        } else {
-            found |= set[i] == c;
-            i += 1;
-        }
-    }
-    found != not && c != '/'
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As of openai/gsm8k, with more beside it.
-    const GSM8K: &str = "---
-license: mit
-dataset_info:
-- config_name: main
-  features:
-  - name: question
-    dtype: string
-configs:
-- config_name: main
-  data_files:
-  - split: train
-    path: main/train-*
-  - split: test
-    path: main/test-*
-- config_name: socratic
-  data_files:
-  - split: train
-    path:
-    - socratic/train-*
-    - socratic/more.parquet
----
-
-# GSM8K
-configs:
-";
-
-    fn files(patterns: &[&str]) -> Meant {
-        Meant::Files(patterns.iter().map(|p| (*p).to_owned()).collect())
-    }
-
-    #[test]
-    fn configurations_say_which_files_are_meant() {
-        let of = |part| meant(GSM8K, part, "train");
-        assert_eq!(of(Some("main/train")), files(&["main/train-*"]));
-        assert_eq!(of(Some("main")), files(&["main/train-*"]));
-        assert_eq!(
-            of(Some("socratic/train")),
-            files(&["socratic/train-*", "socratic/more.parquet"])
-        );
-        assert_eq!(of(Some("main/evaluation")), files(&["main/test-*"]));
-        let several = ["main/train", "socratic/train"].map(str::to_owned);
-        assert_eq!(of(None), Meant::Several(several.to_vec()));
-        assert_eq!(of(Some("train")), Meant::Several(several.to_vec()));
-        let parts = ["main/train", "main/test", "socratic/train"].map(str::to_owned);
-        assert_eq!(of(Some("socratic/test")), Meant::NoSplit(parts.to_vec()));
-        // Folders and sets of files that it does not name are recognised by their names.
-        assert_eq!(of(Some("other/train")), Meant::Nothing);
-        assert_eq!(of(Some("train_sft")), Meant::Nothing);
-    }
-
-    #[test]
-    fn one_configuration_is_the_default() {
-        let of = |configs: &str, part, split| {
-            meant(&format!("---\nconfigs:\n{configs}---\n"), part, split)
-        };
-        let two = "- config_name: a\n  data_files: a.csv\n- config_name: b\n  DEFAULTdata_files: [b.csv, c.csv]\n";
-        let marked = two.replace("DEFAULT", "default: true\n  ");
-        assert_eq!(of(&marked, None, "train"), files(&["b.csv", "c.csv"]));
-        assert_eq!(of(&marked, Some("a"), "train"), files(&["a.csv"]));
-        assert_eq!(
-            of(&marked, None, "test"),
-            Meant::NoSplit(vec!["a/train".to_owned(), "b/train".to_owned()])
-        );
-        let called = two
-            .replace("DEFAULT", "")
-            .replace("name: a", "name: default");
-        assert_eq!(of(&called, None, "train"), files(&["a.csv"]));
-        let one = "- config_name: x\n  data_files:\n  - {split: train_sft, path: d/s-*}\n";
-        assert_eq!(of(one, Some("train_sft"), "train"), files(&["d/s-*"]));
-        let dir = "- config_name: x\n  data_dir: en/\n";
-        assert_eq!(
-            of(dir, Some("x/dev"), "train"),
-            Meant::Names("en/dev".to_owned())
-        );
-        let both = "- config_name: x\n  data_dir: en\n  data_files: '*.json'\n";
-        assert_eq!(of(both, None, "train"), files(&["en/*.json"]));
-    }
-
-    #[test]
-    fn an_untrusted_readme_reaches_nothing_else() {
-        for path in [
-            "../x/*.csv",
-            "/etc/passwd",
-            "--include=x",
-            "a//b.csv",
-            "hf://x/y.csv",
-            "a/./b",
-        ] {
-            let text = format!("---\nconfigs:\n- config_name: x\n  data_files: '{path}'\n---\n");
-            assert_eq!(meant(&text, None, "train"), Meant::Nothing, "{path}");
-        }
-        for text in [
-            "",
-            "---\n",
-            "---\nconfigs: 3\n---\n",
-            "---\nconfigs: [\n---\n",
-            "no front matter",
-            "---\n- a\n---\n",
-        ] {
-            assert_eq!(meant(text, None, "train"), Meant::Nothing, "{text}");
-        }
-    }
-
-    #[test]
-    fn patterns_are_those_of_a_shell() {
-        for (path, pattern, want) in [
-            ("main/train-0.parquet", "main/train-*", true),
-            ("main/train-0.parquet", "*", false),
-            ("main/train-0.parquet", "**", true),
-            ("main/train-0.parquet", "**/train-*", true),
-            ("train-0.parquet", "**/train-*", true),
-            ("a/b/c.csv", "a/*.csv", false),
-            ("a/b/c.csv", "a/**/*.csv", true),
-            ("xtrain-0", "**/train-*", false),
-            ("a1.csv", "a?.csv", true),
-            ("a/.csv", "a?.csv", false),
-            ("a1.csv", "a[0-9].csv", true),
-            ("ab.csv", "a[!0-9].csv", true),
-            ("ab.csv", "a[0-9].csv", false),
-            ("a.csv", "a.csv", true),
-            ("a.csvx", "a.csv", false),
-            ("", "*", true),
-        ] {
-            assert_eq!(is_like(Path::new(path), pattern), want, "{path} {pattern}");
-        }
-    }
-}
+#[path = "configs_tests.rs"]
+mod tests;

@@ -156,6 +156,7 @@ impl Hub {
                 part: part.unwrap_or(split).to_owned(),
                 has,
             }),
+            Meant::Odd(why) => Err(HubProblem::Readme { why }),
         }
     }
 
@@ -236,7 +237,7 @@ fn patterns(part: &str) -> Vec<Pattern> {
     words.iter().map(like).collect()
 }
 
-fn is_data(path: &Path) -> bool {
+pub(super) fn is_data(path: &Path) -> bool {
     let ending = path.extension().and_then(|e| e.to_str());
     ending.is_some_and(|e| ENDINGS.contains(&e))
 }
@@ -419,22 +420,57 @@ fn name_of_set(file: &str) -> &str {
     }
 }
 
-/// Whether files whose names say of how many they are, `train-00000-of-00003.parquet`, are all there.
-pub(super) fn whole(files: &[PathBuf]) -> bool {
-    let numbers = |file: &PathBuf| -> Option<(usize, usize)> {
-        let stem = file.file_stem()?.to_str()?;
-        let (before, of) = stem.rsplit_once("-of-")?;
-        let digits = of.split(|c: char| !c.is_ascii_digit()).next()?;
-        Some((
-            before.rsplit('-').next()?.parse().ok()?,
-            digits.parse().ok()?,
-        ))
-    };
-    let numbered: Vec<(usize, usize)> = files.iter().filter_map(numbers).collect();
-    let have: BTreeSet<usize> = numbered.iter().map(|(i, _)| *i).collect();
-    numbered
-        .iter()
-        .all(|(_, n)| have.len() == *n && have.last().is_some_and(|last| last + 1 == *n))
+/// Files whose names say of how many they are, in one folder, with one name and ending: `train-00000-of-00003.parquet`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ShardSet {
+    /// Folder and name, up to the number.
+    before: String,
+    ending: String,
+    pub(super) count: usize,
+}
+
+/// One of them.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Shard {
+    pub(super) set: ShardSet,
+    pub(super) number: usize,
+}
+
+impl Shard {
+    /// By the file's path; `None` where its name does not say of how many it is.
+    pub(super) fn of(file: &Path) -> Option<Self> {
+        let ending = file.extension()?.to_str()?.to_owned();
+        let path = file.to_str()?;
+        let (before, of) = path.rsplit_once("-of-")?;
+        if of.contains('/') {
+            return None;
+        }
+        let count = of.split(|c: char| !c.is_ascii_digit()).next()?;
+        let name = before.trim_end_matches(|c: char| c.is_ascii_digit());
+        Some(Self {
+            number: before[name.len()..].parse().ok()?,
+            set: ShardSet {
+                before: name.to_owned(),
+                ending,
+                count: count.parse().ok()?,
+            },
+        })
+    }
+}
+
+impl std::fmt::Display for ShardSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (before, ending) = (&self.before, &self.ending);
+        write!(f, "{before}*-of-{:05}*.{ending}", self.count)
+    }
+}
+
+/// Whether files of one set whose names say of how many they are, `train-00000-of-00003.parquet`, are all there.
+fn whole(files: &[PathBuf]) -> bool {
+    let shards: Vec<Shard> = files.iter().filter_map(|file| Shard::of(file)).collect();
+    let have: BTreeSet<usize> = shards.iter().map(|shard| shard.number).collect();
+    let all = |n: usize| have.len() == n && have.last().is_some_and(|last| last + 1 == n);
+    shards.iter().all(|shard| all(shard.set.count))
 }
 
 #[cfg(test)]
