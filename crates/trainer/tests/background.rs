@@ -254,7 +254,7 @@ fn a_reader_begins_under_the_rounds_behind_the_update() {
     );
 }
 
-/// As a run in rounds writes: begun before the update is submitted. One whose update never comes ends when it is asked to.
+/// As a run in rounds writes: begun before the update is submitted. One without an update ends when asked to.
 #[test]
 fn a_writer_that_begins_ahead_of_the_update_writes_its_state_or_ends() {
     let dir = tempfile::tempdir().expect("a temporary directory");
