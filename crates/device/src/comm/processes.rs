@@ -550,7 +550,10 @@ impl Meeting {
             _ => self.follow(hello, port, &mut places)?,
         };
         for line in &calls {
+            // Who sends here waits for an answer, which its peer reads nothing before: nobody is slow to read, and a
+            // host that is gone ends a call that is under way.
             line.set_read_timeout(None)
+                .and_then(|()| line.hurry())
                 .map_err(system("a line to another rank"))?;
         }
         let [life, work] = self.lines(&mut arrivals, &places)?;

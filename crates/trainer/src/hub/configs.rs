@@ -310,8 +310,7 @@ fn matching<'a>(all: &'a [PathBuf], like: &[String]) -> Result<Vec<&'a PathBuf>,
             .filter(|shard| shard.set == set)
             .map(|shard| shard.number)
             .collect();
-        let last = numbers.last().map(|last| last + 1);
-        if numbers.len() != set.count || last != Some(set.count) {
+        if !set.is_whole(&numbers) {
             return Err(set.to_string());
         }
     }

@@ -429,6 +429,15 @@ pub(super) struct ShardSet {
     pub(super) count: usize,
 }
 
+impl ShardSet {
+    /// Whether these are the numbers of all of them, counted from 0 or from 1.
+    pub(super) fn is_whole(&self, numbers: &BTreeSet<usize>) -> bool {
+        let ends = numbers.first().zip(numbers.last());
+        numbers.len() == self.count
+            && ends.is_some_and(|(first, last)| *first <= 1 && last + 1 - first == self.count)
+    }
+}
+
 /// One of them.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Shard {
@@ -469,8 +478,7 @@ impl std::fmt::Display for ShardSet {
 fn whole(files: &[PathBuf]) -> bool {
     let shards: Vec<Shard> = files.iter().filter_map(|file| Shard::of(file)).collect();
     let have: BTreeSet<usize> = shards.iter().map(|shard| shard.number).collect();
-    let all = |n: usize| have.len() == n && have.last().is_some_and(|last| last + 1 == n);
-    shards.iter().all(|shard| all(shard.set.count))
+    shards.iter().all(|shard| shard.set.is_whole(&have))
 }
 
 #[cfg(test)]

@@ -145,6 +145,10 @@ fn a_part_of_the_shards_is_nothing_and_two_makes_are_a_question() {
         pick(half.path(), "train"),
         Picked::Nothing(vec!["train".to_owned()])
     );
+    // Some count from 1.
+    let names = ["train-00001-of-00002.json", "train-00002-of-00002.json"];
+    let counted = snapshot(&names);
+    assert_eq!(pick(counted.path(), "train"), files(&counted, &names));
     let both = snapshot(&["train.csv", "train.jsonl"]);
     assert_eq!(
         pick(both.path(), "train"),
