@@ -31,8 +31,8 @@ pub fn meeting_advice(e: &MeetError) -> Vec<String> {
     match e {
         MeetError::Missing { .. } => one(
             "what those ranks have printed tells why they ended; all must be started with the same MASTER_ADDR and \
-             MASTER_PORT, on one host by the same user; between hosts every rank connects to a free port of each one \
-             before it, which a firewall must let it do",
+             MASTER_PORT, on one host by the same user; between hosts every rank connects to rank 0's port and to \
+             a free port of each other one before it, which a firewall must let it do",
         ),
         MeetError::Taken { .. } => one(
             "give each launch of this host a port of its own: torchrun --standalone, or --master-port",

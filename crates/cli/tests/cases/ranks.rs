@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::scratch::{Ended, Scratch, example_rates};
 use super::signals::{Going, stepped};
+use crate::common::plan_of;
 
 const RUN: &str = r"
 model: {path: m}
@@ -381,34 +382,16 @@ fn eight_gpus_of_a_machine_file_are_planned() {
     rates["net"] = serde_json::json!({ "ranks": 8, "rate": 2e11, "latency": 3e-5 });
     scratch.write("eight.json", rates.to_string());
     let plan = |gpus: &str, machine: &str| {
-        let args = [
-            &[
-                "plan",
-                "--shape",
-                "qwen2.5-0.5b",
-                "--micro-batch",
-                "1",
-                "--seq",
-                "512",
-            ][..],
-            &[
-                "--accumulate",
-                "8",
-                "--device-memory",
-                "8GiB",
-                "--host-memory",
-                "64GiB",
-            ],
-            &["--json", "--brief", "--gpus", gpus, "--machine", machine],
-            &[
-                "--set",
-                "plan.optimizer=host",
-                "--set",
-                "optimizer.update=host",
-            ],
-            &["--set", "plan.weights=host"],
-        ];
-        scratch.run(&args.concat())
+        let mut args = plan_of("qwen2.5-0.5b", ["1", "512", "8"], ["8GiB", "64GiB", "0"]);
+        args.extend(["--json", "--brief", "--gpus", gpus, "--machine", machine]);
+        for set in [
+            "plan.optimizer=host",
+            "optimizer.update=host",
+            "plan.weights=host",
+        ] {
+            args.extend(["--set", set]);
+        }
+        scratch.run(&args)
     };
     let (one, eight) = (plan("1", "one.json"), plan("8", "eight.json"));
     let (one, eight) = (one.fine().json(), eight.fine().json());
@@ -456,20 +439,8 @@ fn eight_hosts_of_a_machine_file_are_planned() {
     rates["network"]["rate"] = 2.5e9.into();
     scratch.write("slow.json", rates.to_string());
     let plan = |gpus: &str, hosts: &str, machine: &str| {
-        let args = [
-            "plan",
-            "--shape",
-            "qwen2.5-0.5b",
-            "--micro-batch",
-            "1",
-            "--seq",
-            "512",
-            "--accumulate",
-            "16",
-            "--device-memory",
-            "4GiB",
-            "--host-memory",
-            "16GiB",
+        let mut args = plan_of("qwen2.5-0.5b", ["1", "512", "16"], ["4GiB", "16GiB", "0"]);
+        args.extend([
             "--brief",
             "--json",
             "--gpus",
@@ -478,7 +449,7 @@ fn eight_hosts_of_a_machine_file_are_planned() {
             hosts,
             "--machine",
             machine,
-        ];
+        ]);
         scratch.run(&args)
     };
     let one = plan("2", "1", "fast.json").fine().json();

@@ -10,9 +10,9 @@
 //!
 //! `data_files` may also be one pattern or a list of them, which are then `train`, and `data_dir` a folder whose files
 //! are recognised by their names. As in Hugging Face's `datasets`, the configuration of a name without one is that
-//! which says `default: true`, else that which is called `default`, else the only one. Where there are configurations
-//! names of files alone decide nothing. The text is untrusted: a pattern that could leave the snapshot, or be taken for
-//! an option, is refused.
+//! which says `default: true`, else that which is called `default`, else the only one. Where there are configurations,
+//! names of files decide only within one that has no `data_files`. The text is untrusted: a pattern that could leave
+//! the snapshot, or be taken for an option, is refused.
 
 use std::collections::BTreeSet;
 use std::fs;
