@@ -4,7 +4,8 @@
 #
 #   bench/record-offload.sh MACHINE PART... [-- OUTPUT FOLDER]
 #
-# Parts: budgets (24 GiB for 3B and 7B), share (the same at 16k to 128k tokens a step, and all resident), large (14B), disk
+# Parts: budgets (24 GiB for 3B and 7B), share (16k to 128k tokens a step in 24 GiB, in 76 GiB and, where the card
+# has the memory, all resident), large (14B), disk
 # (optimizer state on disk), lanes (host, links and disk alone), peers (DeepSpeed on the same shapes; PEERS picks modes).
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -58,12 +59,18 @@ budgets() {
 }
 
 share() {
+    local memory shape tokens steps
+    memory=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1)
     for accumulate in 1 2 4 8; do
-        local tokens=$((accumulate * 16))k steps=$((accumulate < 4 ? 4 / accumulate : 1))
-        step "qwen2.5-3b-resident-$tokens" qwen2.5-3b 135GiB 60GiB $accumulate $steps
-        step "qwen2.5-3b-24GiB-$tokens" qwen2.5-3b 24GiB 60GiB $accumulate $steps
-        step "llama2-7b-resident-$tokens" llama2-7b 138GiB 90GiB $accumulate $steps
-        step "llama2-7b-24GiB-$tokens" llama2-7b 24GiB 105GiB $accumulate $steps
+        tokens=$((accumulate * 16))k steps=$((accumulate < 4 ? 4 / accumulate + 1 : 2))
+        if [ "$memory" -gt 130000 ]; then
+            step "qwen2.5-3b-resident-$tokens" qwen2.5-3b 135GiB 60GiB $accumulate $steps
+            step "llama2-7b-resident-$tokens" llama2-7b 138GiB 90GiB $accumulate $steps
+            step "llama2-7b-24GiB-$tokens" llama2-7b 24GiB 105GiB $accumulate $steps
+        fi
+        # What a card of 80 GB gives at most; 3B is not all resident in it.
+        step "qwen2.5-3b-76GiB-$tokens" qwen2.5-3b 76GiB 100GiB $accumulate $steps
+        step "qwen2.5-3b-24GiB-$tokens" qwen2.5-3b 24GiB 100GiB $accumulate $steps
     done
     python3 bench/share.py "$out"/step-*k.txt --plot "$out/share.svg" | tee "$out/share.md"
 }

@@ -2,7 +2,8 @@
 
     python3 bench/share.py bench/runs/MACHINE-DATE/step-*k.txt --plot share.svg
 
-Reads files named step-SHAPE-resident-TOKENS.txt and step-SHAPE-BUDGET-TOKENS.txt, the last JSON line of each.
+Reads files named step-SHAPE-resident-TOKENS.txt and step-SHAPE-BUDGET-TOKENS.txt, the last JSON line of each. Where a
+shape has no resident run, its share is that of 76 GiB, which is about what a card of 80 GB has.
 """
 
 import json
@@ -12,6 +13,12 @@ import re
 import sys
 
 COLOURS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd"]
+
+
+def whole(budgets):
+    """(name, {tokens: run}) of what the others are compared with."""
+    name = "resident" if "resident" in budgets else "76GiB"
+    return name, budgets.get(name, {})
 
 
 def read(paths):
@@ -36,33 +43,34 @@ def curves(found):
     """(label, [(tokens, share)]) by shape and budget."""
     out = []
     for shape, budgets in sorted(found.items()):
-        resident = budgets.get("resident", {})
+        name, resident = whole(budgets)
         for budget, runs in sorted(budgets.items()):
-            if budget == "resident":
+            if budget == name:
                 continue
             points = [
                 (tokens, run["tokens_per_second"] / resident[tokens]["tokens_per_second"])
                 for tokens, run in sorted(runs.items())
                 if tokens in resident
             ]
-            out.append((f"{shape} in {budget}", points))
+            out.append((f"{shape} in {budget}, of {name}", points))
     return out
 
 
 def table(found):
     rows = [
-        "| model | tokens a step | resident | offloaded | share | device GiB | predicted / measured |",
+        "| model | tokens a step | compared with | offloaded | share | device GiB | predicted / measured |",
         "|---|---|---|---|---|---|---|",
     ]
     for shape, budgets in sorted(found.items()):
+        name, most = whole(budgets)
         for budget, runs in sorted(budgets.items()):
-            if budget == "resident":
+            if budget == name:
                 continue
             for tokens, run in sorted(runs.items()):
-                full = budgets.get("resident", {}).get(tokens)
+                full = most.get(tokens)
                 all_resident, share = "-", "-"
                 if full:
-                    all_resident = f"{full['tokens_per_second']:.0f}"
+                    all_resident = f"{full['tokens_per_second']:.0f} ({name})"
                     share = f"{run['tokens_per_second'] / full['tokens_per_second']:.0%}"
                 rows.append(
                     f"| {shape} in {budget} | {tokens} | {all_resident} | {run['tokens_per_second']:.0f} | {share} "

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use lowtide_device::cuda::{CudaError, Libraries, Library, Source, compile};
+use rayon::prelude::*;
 
 /// Compute capabilities of A100, RTX 4090 and H100.
 const TARGETS: [&str; 3] = ["sm_80", "sm_89", "sm_90"];
@@ -31,38 +32,44 @@ pub fn run(root: &Path) -> ExitCode {
             }
         };
     }
+    let jobs: Vec<_> = sources(root)
+        .into_iter()
+        .flat_map(|source| DEFINES.map(|define| TARGETS.map(|target| (source, define, target))))
+        .flatten()
+        .collect();
+    // NVRTC compiles on as many cores as call it; what it says is printed in the order of the jobs.
+    let outcomes: Vec<_> = jobs
+        .par_iter()
+        .map(|(source, define, target)| compile(source, define, target))
+        .collect();
     let mut wrong = 0;
     let mut compiled = 0;
-    for source in sources(root) {
-        for define in DEFINES {
-            for target in TARGETS {
-                match compile(source, define, target) {
-                    Ok((_, report)) => {
-                        compiled += 1;
-                        for kernel in kernels(&report) {
-                            if kernel.spills > SPILLS {
-                                wrong += 1;
-                                println!(
-                                    "{} {define} {target}: {} spills {} bytes",
-                                    source.name, kernel.name, kernel.spills
-                                );
-                            } else if target == "sm_90" && define == "BF16" {
-                                println!(
-                                    "{:<24} {:<36} {:>3} registers, {:>2} bytes spilled",
-                                    source.name, kernel.name, kernel.registers, kernel.spills
-                                );
-                            }
-                        }
-                    }
-                    Err(CudaError::Compile { log, .. }) => {
+    for ((source, define, target), outcome) in jobs.into_iter().zip(outcomes) {
+        match outcome {
+            Ok((_, report)) => {
+                compiled += 1;
+                for kernel in kernels(&report) {
+                    if kernel.spills > SPILLS {
                         wrong += 1;
-                        println!("{} {define} {target}:\n{log}", source.name);
-                    }
-                    Err(e) => {
-                        eprintln!("{e}");
-                        return ExitCode::FAILURE;
+                        println!(
+                            "{} {define} {target}: {} spills {} bytes",
+                            source.name, kernel.name, kernel.spills
+                        );
+                    } else if target == "sm_90" && define == "BF16" {
+                        println!(
+                            "{:<24} {:<36} {:>3} registers, {:>2} bytes spilled",
+                            source.name, kernel.name, kernel.registers, kernel.spills
+                        );
                     }
                 }
+            }
+            Err(CudaError::Compile { log, .. }) => {
+                wrong += 1;
+                println!("{} {define} {target}:\n{log}", source.name);
+            }
+            Err(e) => {
+                eprintln!("{e}");
+                return ExitCode::FAILURE;
             }
         }
     }
