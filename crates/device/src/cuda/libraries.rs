@@ -10,6 +10,12 @@ use std::sync::OnceLock;
 
 use super::CudaError;
 
+/// Where a CUDA toolkit and the system have libraries of this architecture (of Arm, those of servers).
+#[cfg(not(target_arch = "aarch64"))]
+const PLACES: [&str; 2] = ["targets/x86_64-linux/lib", "/usr/lib/x86_64-linux-gnu"];
+#[cfg(target_arch = "aarch64")]
+const PLACES: [&str; 2] = ["targets/sbsa-linux/lib", "/usr/lib/aarch64-linux-gnu"];
+
 /// One of NVIDIA's libraries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Library {
@@ -94,9 +100,9 @@ impl Libraries {
             folders.extend(list("LD_LIBRARY_PATH"));
             for cuda in children(Path::new("/usr/local"), "cuda") {
                 folders.push(cuda.join("lib64"));
-                folders.push(cuda.join("targets/x86_64-linux/lib"));
+                folders.push(cuda.join(PLACES[0]));
             }
-            for system in ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"] {
+            for system in [PLACES[1], "/usr/lib64", "/usr/lib"] {
                 folders.push(PathBuf::from(system));
             }
             folders.retain(|f| f.is_dir());
