@@ -503,12 +503,16 @@ fn model_advice(e: &ModelError) -> Vec<String> {
             _ => "correct it in that file, as the model's makers published it",
         },
         ModelError::NothingLike { .. } => {
-            "`train.freeze` and `train.unfreeze` take names of tensors as the model's safetensors have them; a tied \
+            "`train.freeze`, `train.unfreeze` and `optimizer.groups` take names of tensors as the model's safetensors have them; a tied \
              head is the embedding's table and has no name of its own"
         }
         ModelError::Partly { .. } => {
             "let `train.freeze` name both, or neither: queries, keys and values are one matrix here, so are gate \
              and up and all experts of a block, and a norm's weight and bias one kernel's"
+        }
+        ModelError::Split { .. } => {
+            "let one group of `optimizer.groups` name both: queries, keys and values are one matrix here, so are gate \
+             and up and all experts of a block"
         }
         ModelError::NothingProjected { shorter: 0, .. } => "freeze less, or leave out `strategy`",
         ModelError::NothingProjected { .. } => {

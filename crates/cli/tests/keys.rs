@@ -432,6 +432,15 @@ const ROWS: &[Row] = &[
         &["train.freeze=*"],
         weights,
     ),
+    trained(
+        "optimizer.groups",
+        [
+            "{match: model.layers.0, learning_rate: 1e-4}",
+            "[{match: '*norm*', weight_decay: 0.5}]",
+        ],
+        &[],
+        weights,
+    ),
     // Their gradient is not finite: the one stops, the other goes on to the end.
     trained(
         "train.on_nonfinite",

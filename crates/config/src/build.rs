@@ -212,6 +212,10 @@ fn optimizer(low: &Low) -> Optimizer {
     Optimizer {
         name,
         settings: settings.collect(),
+        groups: match low.any("optimizer.groups") {
+            Some(Value::Groups(groups)) => groups,
+            _ => Vec::new(),
+        },
         moments: low.word("optimizer.moments").expect("has a default"),
         update: low.word("optimizer.update"),
     }

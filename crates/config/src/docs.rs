@@ -6,7 +6,7 @@ use std::ops::Bound;
 use lowtide_units::Bytes;
 use serde_json::{Map, Value as Json, json};
 
-use crate::key::{AUTO, GROUPS, Key, Kind, WEIGHT};
+use crate::key::{AUTO, DECAY, GROUPS, Key, Kind, RATE, WEIGHT};
 use crate::keys::{KEYS, SECTIONS};
 use crate::low::default;
 use crate::value::{Value, join};
@@ -91,6 +91,7 @@ fn typed(kind: &Kind) -> Json {
                 { "type": "array", "items": { "anyOf": [one, source] } },
             ]})
         }
+        Kind::Rates => groups(),
         Kind::Size => json!({ "anyOf": sizes() }),
         Kind::Disks => {
             let disk = json!({
@@ -127,6 +128,26 @@ fn typed(kind: &Kind) -> Json {
         schema["type"] = json!("string");
     }
     schema
+}
+
+/// Of `optimizer.groups`.
+fn groups() -> Json {
+    let names = json!({ "anyOf": [
+        { "type": "string" },
+        { "type": "array", "items": { "type": "string" }, "minItems": 1 },
+    ]});
+    let group = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["match"],
+        "anyOf": [{ "required": ["learning_rate"] }, { "required": ["weight_decay"] }],
+        "properties": {
+            "match": names,
+            "learning_rate": number(RATE.0, RATE.1),
+            "weight_decay": number(DECAY.0, DECAY.1),
+        },
+    });
+    json!({ "anyOf": [group.clone(), { "type": "array", "items": group }] })
 }
 
 fn count(min: u64, max: u64) -> Json {
@@ -173,6 +194,7 @@ fn as_json(value: &Value) -> Json {
             let disk = |(dir, size): &(String, Bytes)| json!({ "dir": dir, "size": size.0 });
             disks.iter().map(disk).collect()
         }
+        Value::Groups(groups) => json!(groups),
         Value::Word(word) => json!(word),
         Value::Words(words) => json!(words),
     }

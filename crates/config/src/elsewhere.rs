@@ -339,13 +339,8 @@ const NONE: &[(&[&str], &str)] = &[
     ),
     (&["strict", "debug", "val_check"], "every key is checked"),
     (
-        &[
-            "lr_groups",
-            "embedding_lr",
-            "embedding_lr_scale",
-            "loraplus_lr_ratio",
-        ],
-        "all parameters have one learning rate; train.freeze leaves some out",
+        &["embedding_lr_scale", "loraplus_lr_ratio"],
+        "optimizer.groups gives tensors a learning rate of their own, as a rate and not as a ratio",
     ),
     (
         &[

@@ -61,6 +61,8 @@ pub enum Kind {
     Sources,
     /// Text or a list of texts.
     Texts,
+    /// One or a list of `{match, learning_rate, weight_decay}`.
+    Rates,
     /// A size in bytes, such as `24GiB`.
     Size,
     /// A size, `{dir, size}`, or a list of `{dir, size}`.
@@ -171,6 +173,11 @@ impl Kind {
                 )
             }
             Self::Texts => "text or a list of texts".to_owned(),
+            Self::Rates => format!(
+                "{{match, learning_rate, weight_decay}}, or a list of such, with a learning rate{} and a decay{}",
+                limits(RATE.0, RATE.1),
+                limits(DECAY.0, DECAY.1)
+            ),
             Self::Size => "a size such as 24GiB, 512MiB, 4TB or 16384".to_owned(),
             Self::Disks => "a size such as 400GiB, or a list of {dir, size}".to_owned(),
             Self::Word { words, .. } => spell(words),
@@ -209,6 +216,12 @@ impl Kind {
 
 /// Weights of data files.
 pub(crate) const WEIGHT: (Bound<f64>, Bound<f64>) = (Bound::Excluded(0.0), Bound::Included(1000.0));
+
+/// Limits of a learning rate of some tensors.
+pub(crate) const RATE: (Bound<f64>, Bound<f64>) = (Bound::Excluded(0.0), Bound::Included(1.0));
+
+/// Limits of weight decay.
+pub(crate) const DECAY: (Bound<f64>, Bound<f64>) = (Bound::Included(0.0), Bound::Included(1.0));
 
 /// What stands before the number of micro-batches of a group.
 pub(crate) const GROUPS: &str = "groups:";

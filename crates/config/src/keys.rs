@@ -7,7 +7,7 @@ use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use lowtide_workload::OptimizerName;
 
 use crate::key::KeyDefault::{ByOptimizer, Unset, Value};
-use crate::key::{Key, Kind};
+use crate::key::{DECAY, Key, Kind};
 use crate::words::{
     ClipMode, DTYPE_ALIASES, DTYPES, Device, Init, LastBatch, MOMENT_ALIASES, MOMENTS, NonFinite,
     OPTIMIZER_ALIASES, OPTIMIZERS, Reduce, ScheduleShape, SpikeAction, UpdateOn,
@@ -623,9 +623,19 @@ const AFTER_DATA: &[Key] = &[
     setting(
         "optimizer.weight_decay",
         "Decoupled decay; it is multiplied by the learning rate.",
-        (Included(0.0), Included(1.0)),
+        DECAY,
         &["decay"],
     ),
+    Key {
+        name: "optimizer.groups",
+        doc: "Tensors with a learning rate or a decay of their own, by name as in `train.freeze`: `[{match: \
+              [model.embed_tokens, lm_head], learning_rate: 1e-6}, {match: '*norm*', weight_decay: 0.1}]`. Of several \
+              that fit the first holds. A learning rate is the peak of the same schedule; a decay holds for all that \
+              match, norms and biases too. Not with `strategy.name: lsp`.",
+        kind: Kind::Rates,
+        default: Unset("one learning rate; norms and biases do not decay"),
+        elsewhere: &["lr_groups", "embedding_lr", "param_groups"],
+    },
     Key {
         name: "optimizer.moments",
         doc: "Type in which the moments are stored; arithmetic is f32. Changes the numbers.",

@@ -40,9 +40,9 @@ pub use key::{Key, KeyDefault, Kind};
 pub use keys::{KEYS, SECTIONS};
 pub use nearest::nearest;
 pub use run::{
-    Budget, Cache, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Length, Log, Loop,
-    Model, ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Source, Spike, Train,
-    Warmup,
+    Budget, Cache, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Group, Length, Log,
+    Loop, Model, ModelSource, Optimizer, Plan, Recompute, Resume, Run, Schedule, Source, Spike,
+    Train, Warmup,
 };
 pub use words::{
     Activations, ClipMode, Device, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,

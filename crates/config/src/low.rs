@@ -128,7 +128,12 @@ impl Low {
             let flow = text.starts_with(['[', '{'])
                 && matches!(
                     key.kind,
-                    Kind::Paths | Kind::Sources | Kind::Texts | Kind::Disks | Kind::Words { .. }
+                    Kind::Paths
+                        | Kind::Sources
+                        | Kind::Texts
+                        | Kind::Disks
+                        | Kind::Rates
+                        | Kind::Words { .. }
                 );
             // Outside quotes and lists the text is the value, whatever YAML would make of it.
             let node = if flow || text.starts_with(['"', '\'']) {

@@ -51,6 +51,9 @@ impl Run {
             key["optimizer"][setting] = json!(value);
         }
         key["optimizer"]["moments"] = json!(optimizer.moments);
+        if !optimizer.groups.is_empty() {
+            key["optimizer"]["groups"] = json!(optimizer.groups);
+        }
         // The order in which gradients add up: in a tree it is the same on every number of GPUs.
         match (train.leaves, self.gpus) {
             (1, 1) => {}

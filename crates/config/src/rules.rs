@@ -158,6 +158,11 @@ fn optimizer(low: &Low, run: &Run) -> Result<(), ConfigError> {
         }
     }
     let optimizer = &run.optimizer;
+    let own = optimizer.groups.iter().any(|g| g.learning_rate.is_some());
+    if own && run.train.learning_rate == 0.0 {
+        let needed = "'train.learning_rate' above 0, whose schedule it follows";
+        return needs(low, "optimizer.groups", needed);
+    }
     let about = optimizer.name.about();
     if !about.moments.contains(&optimizer.moments) {
         let stored: Vec<&str> = about.moments.iter().map(|m| m.name()).collect();
@@ -419,6 +424,11 @@ fn lsp(low: &Low, run: &Run) -> Result<(), ConfigError> {
     {
         let why = "lsp keeps the base weights as they are, so they cannot decay; leave 'optimizer.weight_decay' at 0";
         return conflict(low, "optimizer.weight_decay", governor, why);
+    }
+    if !run.optimizer.groups.is_empty() {
+        let why =
+            "in subspaces cores are trained, which have no names of tensors; leave one of them out";
+        return conflict(low, "optimizer.groups", governor, why);
     }
     Ok(())
 }

@@ -401,10 +401,27 @@ pub struct Optimizer {
     /// Its own settings by key, in the order of its table.
     #[serde(flatten, serialize_with = "as_map")]
     pub settings: Vec<(&'static str, f64)>,
+    /// Tensors with settings of their own; of several that fit the first holds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
     /// How the moments are stored.
     pub moments: Moments,
     /// Where it runs; `None`: the planner chooses.
     pub update: Option<UpdateOn>,
+}
+
+/// Tensors that are updated with settings of their own (`optimizer.groups`); at least one of them is given.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Group {
+    /// Patterns of their names.
+    #[serde(rename = "match")]
+    pub names: Vec<String>,
+    /// Peak of the run's schedule for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Their decay, whether they are vectors or matrices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
 }
 
 impl Optimizer {

@@ -5,8 +5,9 @@ use std::ops::{Bound, RangeBounds};
 use lowtide_units::Bytes;
 
 use crate::error::{ConfigError, Place};
-use crate::key::{AUTO, GROUPS, Kind, WEIGHT};
+use crate::key::{AUTO, DECAY, GROUPS, Kind, RATE, WEIGHT};
 use crate::nearest::nearest;
+use crate::run::Group;
 use crate::tree::{Entry, Node, Tree, shortened};
 
 /// A value that its key allows.
@@ -23,6 +24,7 @@ pub(crate) enum Value {
     Sources(Vec<(String, f64)>),
     Size(Bytes),
     Disks(Vec<(String, Bytes)>),
+    Groups(Vec<Group>),
     /// One of the key's words, `auto` among them.
     Word(&'static str),
     Words(Vec<&'static str>),
@@ -38,6 +40,7 @@ pub(crate) fn check(key: &str, kind: &Kind, node: &Node) -> Result<Value, Config
         Kind::Paths | Kind::Texts => item.texts(),
         Kind::Disks => item.disks(),
         Kind::Sources => item.sources(),
+        Kind::Rates => item.groups(),
         Kind::Words { .. } => item.words(),
         _ => item.scalar(),
     }
@@ -55,6 +58,7 @@ impl Item<'_> {
             return Err(self.wrong_type());
         };
         match *self.kind {
+            Kind::Rates => Err(self.wrong_type()),
             Kind::Flag => flag(text).map(Value::Flag).ok_or_else(|| self.wrong_type()),
             Kind::Count { min, max } => self.count(text, min, max),
             Kind::Number { low, high } => self.number(text, low, high),
@@ -239,6 +243,15 @@ impl Item<'_> {
         }
     }
 
+    fn groups(&self) -> Result<Value, ConfigError> {
+        let Tree::List(items) = &self.node.tree else {
+            return Ok(Value::Groups(vec![group(self.key, self.node)?]));
+        };
+        let each = items.iter().enumerate();
+        let each = each.map(|(i, node)| group(&format!("{}[{i}]", self.key), node));
+        each.collect::<Result<_, _>>().map(Value::Groups)
+    }
+
     fn typed_text(&self) -> Result<String, ConfigError> {
         match &self.node.tree {
             Tree::Scalar(text) => Ok(text.clone()),
@@ -267,7 +280,7 @@ impl Item<'_> {
 
 /// One `{dir, size}`.
 fn disk(key: &str, node: &Node, kind: &Kind) -> Result<(String, Bytes), ConfigError> {
-    let [dir, size] = pair(key, node, kind, ["dir", "size"], |item, name| match name {
+    let [dir, size] = fields(key, node, kind, ["dir", "size"], |item, name| match name {
         "dir" => item.typed_text().map(Value::Text),
         _ => match &item.node.tree {
             Tree::Scalar(text) => item.size(text).map(Value::Size),
@@ -283,7 +296,7 @@ fn disk(key: &str, node: &Node, kind: &Kind) -> Result<(String, Bytes), ConfigEr
 
 /// One `{path, weight}`.
 fn source(key: &str, node: &Node) -> Result<(String, f64), ConfigError> {
-    let [path, weight] = pair(
+    let [path, weight] = fields(
         key,
         node,
         &Kind::Sources,
@@ -301,19 +314,48 @@ fn source(key: &str, node: &Node) -> Result<(String, f64), ConfigError> {
     }
 }
 
-/// The values of a mapping with two keys, as far as they were given.
-fn pair(
+/// One `{match, learning_rate, weight_decay}`: names, and at least one of the two numbers.
+fn group(key: &str, node: &Node) -> Result<Group, ConfigError> {
+    let number = |value: Option<Value>| match value {
+        Some(Value::Number(n)) => Some(n),
+        _ => None,
+    };
+    let names = ["match", "learning_rate", "weight_decay"];
+    let [texts, rate, decay] = fields(key, node, &Kind::Rates, names, |item, name| {
+        match (name, &item.node.tree) {
+            ("match", _) => item.texts(),
+            ("learning_rate", Tree::Scalar(text)) => item.number(text, RATE.0, RATE.1),
+            (_, Tree::Scalar(text)) => item.number(text, DECAY.0, DECAY.1),
+            _ => Err(item.wrong_type()),
+        }
+    })?;
+    let Some(Value::Texts(names)) = texts.filter(|t| *t != Value::Texts(Vec::new())) else {
+        return Err(lacks(key, node, "match"));
+    };
+    let (learning_rate, weight_decay) = (number(rate), number(decay));
+    if learning_rate.or(weight_decay).is_none() {
+        return Err(lacks(key, node, "learning_rate"));
+    }
+    Ok(Group {
+        names,
+        learning_rate,
+        weight_decay,
+    })
+}
+
+/// The values of a mapping with so many keys, as far as they were given.
+fn fields<const N: usize>(
     key: &str,
     node: &Node,
     kind: &Kind,
-    names: [&str; 2],
+    names: [&str; N],
     read: impl Fn(&Item<'_>, &str) -> Result<Value, ConfigError>,
-) -> Result<[Option<Value>; 2], ConfigError> {
+) -> Result<[Option<Value>; N], ConfigError> {
     let Tree::Map(entries) = &node.tree else {
         return Err(Item { key, kind, node }.wrong_type());
     };
     unique(key, entries)?;
-    let mut values = [None, None];
+    let mut values = [const { None }; N];
     for entry in entries {
         let whole = format!("{key}.{}", entry.key);
         let Some(i) = names.iter().position(|name| *name == entry.key) else {
@@ -331,6 +373,15 @@ fn pair(
                 low: WEIGHT.0,
                 high: WEIGHT.1,
             },
+            "learning_rate" => &Kind::Number {
+                low: RATE.0,
+                high: RATE.1,
+            },
+            "weight_decay" => &Kind::Number {
+                low: DECAY.0,
+                high: DECAY.1,
+            },
+            "match" => &Kind::Texts,
             _ => &Kind::Path,
         };
         let item = Item {

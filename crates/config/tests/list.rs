@@ -23,7 +23,7 @@ train.label_smoothing train.neftune_alpha train.logits_chunk train.rows_chunk
 train.freeze train.unfreeze
 optimizer.name optimizer.beta1 optimizer.beta2 optimizer.eps
 optimizer.clip_threshold optimizer.decay_rate optimizer.weight_decay
-optimizer.moments optimizer.update
+optimizer.groups optimizer.moments optimizer.update
 strategy.name strategy.lsp.compression strategy.lsp.projector
 plan.loop plan.weights plan.optimizer plan.gradients plan.inputs plan.recompute
 plan.activations plan.offload plan.min_gain plan.prefetch plan.pieces plan.machine

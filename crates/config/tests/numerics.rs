@@ -73,6 +73,7 @@ fn other(name: &str, kind: &Kind) -> String {
         "train.clip.mode" => "previous".into(),
         "data.train_on" => "all".into(),
         "model.labels" => "[no, yes]".into(),
+        "optimizer.groups" => "{match: a, weight_decay: 0.5}".into(),
         "precision" | "train.gradient" => "f32".into(),
         _ => match kind {
             Kind::Flag => "false".into(),

@@ -129,6 +129,31 @@ fn values_of_another_type_name_place_key_and_what_is_allowed() {
             "run.yaml:2:19: 'data.train[1]' is a list; allowed: a path",
         ),
         (
+            "optimizer: {groups: norm}",
+            "run.yaml:2:21: 'optimizer.groups' is 'norm'; allowed: {match, learning_rate, weight_decay}, or a list of such, \
+             with a learning rate above 0 up to 1 and a decay from 0 up to 1",
+        ),
+        (
+            "optimizer: {groups: [{match: [a, [b]], weight_decay: 0}]}",
+            "run.yaml:2:34: 'optimizer.groups[0].match[1]' is a list; allowed: text",
+        ),
+        (
+            "optimizer: {groups: [{match: a, learning_rate: fast}]}",
+            "run.yaml:2:48: 'optimizer.groups[0].learning_rate' is 'fast'; allowed: a number above 0 up to 1",
+        ),
+        (
+            "optimizer: {groups: [{match: a}]}",
+            "run.yaml:2:22: 'optimizer.groups[0]' needs 'learning_rate'",
+        ),
+        (
+            "optimizer: {groups: [{learning_rate: 0.1}]}",
+            "run.yaml:2:22: 'optimizer.groups[0]' needs 'match'",
+        ),
+        (
+            "optimizer: {groups: [{match: a, learning_rat: 0.1}]}",
+            "run.yaml:2:33: unknown key 'optimizer.groups[0].learning_rat', did you mean 'optimizer.groups[0].learning_rate'?",
+        ),
+        (
             "budget: {host: 12 parsecs}",
             "run.yaml:2:16: 'budget.host' is '12 parsecs'; allowed: a size such as 24GiB, 512MiB, 4TB or 16384",
         ),
@@ -179,6 +204,14 @@ fn values_beyond_their_limits() {
         (
             "data: {eval_split: 0.6}",
             "run.yaml:2:20: 'data.eval_split' is 0.6, out of range; allowed: a number from 0 up to 0.5",
+        ),
+        (
+            "optimizer: {groups: [{match: a, learning_rate: 0}]}",
+            "run.yaml:2:48: 'optimizer.groups[0].learning_rate' is 0, out of range; allowed: a number above 0 up to 1",
+        ),
+        (
+            "optimizer: {groups: [{match: a, weight_decay: 2}]}",
+            "run.yaml:2:47: 'optimizer.groups[0].weight_decay' is 2, out of range; allowed: a number from 0 up to 1",
         ),
         (
             "train: {clip: {norm: 0}}",
@@ -420,7 +453,7 @@ fn rules_between_keys() {
         ),
         (
             "checkpoint: {change: [train.steps, seed]}",
-            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, train.spike.factor, train.spike.window, train.spike.action, train.label_smoothing, train.neftune_alpha, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, eval.generate.cached, device, gpus",
+            "run.yaml:2:36: 'checkpoint.change[1]' is 'seed'; allowed: one or a list of train.steps, train.epochs, train.learning_rate, train.schedule, train.warmup_steps, train.warmup_ratio, train.decay_ratio, train.min_lr_ratio, train.clip.mode, train.clip.norm, train.on_nonfinite, train.spike.factor, train.spike.window, train.spike.action, train.label_smoothing, train.neftune_alpha, optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_threshold, optimizer.decay_rate, optimizer.weight_decay, optimizer.groups, eval.generate.cached, device, gpus",
         ),
         (
             "plan: {optimizer: disk}",

@@ -519,6 +519,7 @@ impl Lanes {
             offset: (step % (n / window) * window) as usize,
             elements: window as usize,
             decay: true,
+            updated: true,
             param: 0,
             start: 0,
             cols: Param::sample(window).cols as usize,

@@ -419,6 +419,7 @@ fn update_rate(q: &Queue, n: u64, optimizer: Optimizer, seconds: f64) -> Result<
         offset: 0,
         elements: n as usize,
         decay: true,
+        updated: true,
         param: 0,
         start: 0,
         cols: param[0].cols as usize,

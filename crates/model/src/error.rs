@@ -66,7 +66,7 @@ pub enum ModelError {
         /// What it must be.
         need: String,
     },
-    /// A pattern of frozen parameters that is the name of none.
+    /// A pattern of names that is the name of no tensor.
     #[error("`{pattern}` names no tensor of the model, which has {}", names.join(", "))]
     NothingLike {
         /// The pattern as the run file has it.
@@ -81,6 +81,14 @@ pub enum ModelError {
         frozen: String,
         /// The one that is not.
         trained: String,
+    },
+    /// Two tensors of one matrix that are to be updated with different settings.
+    #[error("{one} and {other} are of different groups, but one matrix here")]
+    Split {
+        /// The first tensor of the matrix.
+        one: String,
+        /// The first that is of another group.
+        other: String,
     },
     /// Every parameter is frozen.
     #[error("every parameter is frozen: there is nothing to train")]

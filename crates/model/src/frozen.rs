@@ -22,15 +22,7 @@ pub fn frozen(
     unfreeze: &[String],
 ) -> Result<Vec<ParamId>, ModelError> {
     let specs = specs(shape);
-    for pattern in freeze.iter().chain(unfreeze) {
-        let mut names = specs.iter().flat_map(|s| &s.parts);
-        if !names.any(|(name, _)| covers(pattern, name)) {
-            return Err(ModelError::NothingLike {
-                pattern: pattern.clone(),
-                names: examples(&specs),
-            });
-        }
-    }
+    known(&specs, freeze.iter().chain(unfreeze))?;
     let any = |patterns: &[String], name: &str| patterns.iter().any(|p| covers(p, name));
     let is_frozen = |name: &str| any(freeze, name) && !any(unfreeze, name);
     let mut all = Vec::new();
@@ -53,8 +45,25 @@ pub fn frozen(
     }
 }
 
+/// Whether each pattern names a tensor.
+pub(crate) fn known<'p>(
+    specs: &List<ParamId, Spec>,
+    patterns: impl Iterator<Item = &'p String>,
+) -> Result<(), ModelError> {
+    for pattern in patterns {
+        let mut names = specs.iter().flat_map(|s| &s.parts);
+        if !names.any(|(name, _)| covers(pattern, name)) {
+            return Err(ModelError::NothingLike {
+                pattern: pattern.clone(),
+                names: examples(specs),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Whether a pattern is the name, or that of something above it.
-fn covers(pattern: &str, name: &str) -> bool {
+pub(crate) fn covers(pattern: &str, name: &str) -> bool {
     let ends = name.match_indices('.').map(|(i, _)| i);
     let mut heads = ends.map(|i| &name[..i]).chain([name]);
     heads.any(|head| matches(pattern.as_bytes(), head.as_bytes()))

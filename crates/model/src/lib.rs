@@ -17,6 +17,7 @@ mod frozen;
 mod inputs;
 mod lsp;
 mod params;
+mod rates;
 mod rope;
 mod run;
 mod weights;
@@ -33,6 +34,7 @@ pub use lowtide_kernels::operands::Arg;
 pub use lsp::learn::NotFinite;
 pub use lsp::{Merged, merging_bytes};
 pub use params::{HeadRows, HfTensor, Pairs, file_params, hf_tensors};
+pub use rates::{Rate, RateGroup, check_rates};
 pub use run::{Call, Decoder, Live, Training};
 pub use weights::{
     Checkpoint, FileDtype, HfWriter, SafetensorsHeader, StoredDtype, StoredTensor, random_init,

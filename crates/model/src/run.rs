@@ -31,6 +31,7 @@ use crate::describe::kind::{Kind, Local, Sizes};
 use crate::describe::{Built, Decoding, Options, Phase, UnitKinds, build, build_decoding};
 use crate::lsp::learn::{NotFinite, learned};
 use crate::lsp::{Layout, Merged};
+use crate::rates::{Rate, RateGroup, rates};
 use crate::rope::angles;
 use crate::weights::Drawn;
 
@@ -46,6 +47,8 @@ pub struct Decoder {
     local_rope: Option<Table>,
     shape: ModelShape,
     decoding: Option<Decoding>,
+    /// By parameter; empty where all are updated alike.
+    rates: Vec<Rate>,
 }
 
 /// How much of a step of decoding holds anything: its first rows, and of these the first ones give logits.
@@ -155,6 +158,7 @@ impl Decoder {
             layout: built.layout,
             rope,
             local_rope,
+            rates: Vec::new(),
             shape: shape.clone(),
             decoding: None,
         }
@@ -190,6 +194,20 @@ impl Decoder {
         let largest = embedding::largest(alpha, self.sizes.seq, self.sizes.hidden);
         self.sizes.noise = (alpha > 0.0).then_some((largest, seed));
         self
+    }
+
+    /// The same with tensors that are updated with settings of their own; of several groups that name one the first
+    /// holds. Nothing of its workload depends on it. Not for training in subspaces, whose parameters are others.
+    #[must_use]
+    pub fn rates(mut self, groups: &[RateGroup]) -> Self {
+        self.rates = rates(&self.shape, groups);
+        self
+    }
+
+    /// How a parameter's update differs from the others'.
+    #[must_use]
+    pub fn rate(&self, p: ParamId) -> Rate {
+        self.rates.get(p.0 as usize).copied().unwrap_or_default()
     }
 
     #[cfg(test)]

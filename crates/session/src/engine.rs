@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lowtide_device::{Dst, Queue, Src, memory};
 use lowtide_executor::{Bound, EngineError, Record, TaskCall};
 use lowtide_kernels::gradient;
-use lowtide_kernels::update;
-use lowtide_model::{Arg, Call, Decoder, Live, Phase, store_inputs};
+use lowtide_kernels::update::{self, Hyper};
+use lowtide_model::{Arg, Call, Decoder, Live, Phase, Rate, store_inputs};
 use lowtide_planner::{Clip, Piece, PieceId, Plan, Work};
 use lowtide_units::{List, ids};
 use lowtide_workload::{Dtype, NORM_CHUNK, OpId, Param, ParamId, Workload};
@@ -47,7 +47,8 @@ pub struct Engine {
     clip: ClipRule,
     /// Each piece's parameters, for kernels that walk them.
     segments: List<PieceId, Vec<gradient::Segment>>,
-    updates: List<PieceId, Vec<update::Segment>>,
+    /// The same for updates, by how they differ from the run's.
+    updates: List<PieceId, Vec<(Rate, Vec<update::Segment>)>>,
     /// Where partial sums of the norm stand, in the order in which they add up; `None`: as they stand.
     norm_order: Option<Vec<usize>>,
     commits: Commits,
@@ -104,7 +105,8 @@ impl Engine {
         let whole = |(param, p, offset, own): Own<'_>| update::Segment {
             offset,
             elements: (own.end - own.start) as usize,
-            decay: p.decay,
+            updated: true,
+            decay: p.decay || decoder.rate(param).weight_decay.is_some(),
             param: param.0,
             start: own.start,
             cols: p.cols as usize,
@@ -127,9 +129,12 @@ impl Engine {
         let updates = plan
             .pieces
             .iter()
-            .map(|piece| match plan.optimizer.is_shaped() {
-                true => walk(piece).into_iter().flat_map(tensors).collect(),
-                false => walk(piece).into_iter().map(whole).collect(),
+            .map(|piece| {
+                let segments: Vec<update::Segment> = match plan.optimizer.is_shaped() {
+                    true => walk(piece).into_iter().flat_map(tensors).collect(),
+                    false => walk(piece).into_iter().map(whole).collect(),
+                };
+                by_rate(&segments, |s| decoder.rate(ParamId(s.param)))
             })
             .collect();
         let norm_order = norm_order(&plan, w);
@@ -295,23 +300,22 @@ impl Engine {
             precision: self.plan.precision,
             gradient: self.plan.gradient,
         };
-        let operands = update::Operands {
-            weight: weight.dst(),
-            state: state.dst(),
-            gradient: gradient.src(),
-            clip: clip.src().part(0, 8 * CLIP_WORDS),
-            parts,
-            scratch,
-        };
-        let segments = &self.updates[piece_id];
-        update::step(
-            q,
-            types,
-            self.plan.own(piece_id),
-            operands,
-            segments,
-            &hyper,
-        );
+        let (mut weight, mut state, gradient) = (weight.dst(), state.dst(), gradient.src());
+        let mut scratch = scratch;
+        let clip = clip.src().part(0, 8 * CLIP_WORDS);
+        for (rate, segments) in &self.updates[piece_id] {
+            let operands = update::Operands {
+                weight: weight.again(),
+                state: state.again(),
+                gradient,
+                clip,
+                parts,
+                scratch: scratch.as_mut().map(Dst::again),
+            };
+            let hyper = at_rate(&hyper, rate);
+            let own = self.plan.own(piece_id);
+            update::step(q, types, own, operands, segments, &hyper);
+        }
         Ok(())
     }
 
@@ -503,5 +507,38 @@ impl lowtide_executor::Engine for Engine {
         let [clip] = call.take();
         memory::load(clip.src().part(0, 8 * CLIP_WORDS), &mut words);
         self.commits.record(step.commits, &words)
+    }
+}
+
+/// A piece's segments once for each rate that some of them have: those of the others are not updated then.
+fn by_rate(
+    segments: &[update::Segment],
+    of: impl Fn(&update::Segment) -> Rate,
+) -> Vec<(Rate, Vec<update::Segment>)> {
+    let mut rates: Vec<Rate> = Vec::new();
+    for rate in segments.iter().map(&of) {
+        if !rates.contains(&rate) {
+            rates.push(rate);
+        }
+    }
+    let at = |rate| {
+        let segment = |s: &update::Segment| update::Segment {
+            updated: of(s) == rate,
+            ..*s
+        };
+        (rate, segments.iter().map(segment).collect())
+    };
+    rates.into_iter().map(at).collect()
+}
+
+/// A step's settings for tensors of a rate of their own; those of the others are as they were.
+fn at_rate(hyper: &Hyper, rate: &Rate) -> Hyper {
+    if *rate == Rate::default() {
+        return *hyper;
+    }
+    Hyper {
+        lr: (f64::from(hyper.lr) * rate.share) as f32,
+        weight_decay: rate.weight_decay.map_or(hyper.weight_decay, |d| d as f32),
+        ..*hyper
     }
 }

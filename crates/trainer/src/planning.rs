@@ -8,7 +8,7 @@ use lowtide_config as config;
 use lowtide_config::{ModelSource, Run};
 use lowtide_device::cuda::{CudaError, Gpu, process_memory};
 use lowtide_measure::Drive;
-use lowtide_model::{Decoder, ModelError, Options};
+use lowtide_model::{Decoder, ModelError, Options, Rate, RateGroup, check_rates};
 use lowtide_planner::{
     Activations, Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, Processor, Tier,
 };
@@ -161,12 +161,27 @@ pub(crate) fn numbers_of(run: &Run, decoder: Decoder) -> Decoder {
     decoder
         .smoothing(run.train.label_smoothing as f32)
         .neftune(run.train.neftune_alpha, run.seed)
+        .rates(&rates_of(run))
+}
+
+/// Tensors that are updated with settings of their own.
+fn rates_of(run: &Run) -> Vec<RateGroup> {
+    let share = |rate: f64| rate / run.train.learning_rate;
+    let groups = run.optimizer.groups.iter();
+    let of = |g: &config::Group| RateGroup {
+        names: g.names.clone(),
+        rate: Rate {
+            share: g.learning_rate.map_or(1.0, share),
+            weight_decay: g.weight_decay,
+        },
+    };
+    groups.map(of).collect()
 }
 
 /// What beside its shape decides the work of a run's model, of each rank; `batch` is that of all.
 ///
 /// # Errors
-/// Patterns of frozen parameters that do not suit the shape; several GPUs for a model of two stacks.
+/// Patterns of names that do not suit the shape; several GPUs for a model of two stacks.
 pub fn options_of(
     run: &Run,
     shape: &ModelShape,
@@ -181,6 +196,7 @@ pub fn options_of(
         let what = "trained with noise on its embeddings (train.neftune_alpha)";
         return Err(ModelError::StacksLack { what }.into());
     }
+    check_rates(shape, &rates_of(run))?;
     Ok(Options {
         frozen: lowtide_model::frozen(shape, &run.train.freeze, &run.train.unfreeze)?,
         lsp: run.lsp,

@@ -5,6 +5,7 @@ mod background;
 mod chunks;
 mod common;
 mod noise;
+mod rates;
 
 use std::sync::Arc;
 

@@ -152,7 +152,7 @@ fn cut<'a>(
             "segment {s:?} after one that ends at {end}"
         );
         end = s.offset + s.elements;
-        tensors.push(Tensor {
+        let tensor = Tensor {
             first: s.offset,
             numbers: s.elements,
             shape: Factoring {
@@ -162,7 +162,8 @@ fn cut<'a>(
             row,
             column,
             decay: s.decay,
-        });
+        };
+        tensors.extend(s.updated.then_some(tensor));
         row += rows;
         column += if cols == 1 { 0 } else { cols };
         params.push(Param {

@@ -75,6 +75,7 @@ impl Piece {
                 offset: n,
                 elements,
                 decay: true,
+                updated: true,
                 param: i as u32,
                 start: 0,
                 cols,

@@ -86,6 +86,7 @@ impl Arrays {
                 offset,
                 elements,
                 decay: i % 2 == 0,
+                updated: true,
                 param: 3 + i as u32,
                 start: 0,
                 cols: 1,

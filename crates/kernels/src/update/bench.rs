@@ -227,6 +227,7 @@ impl State {
             // Whole rows.
             elements: parameters / cols * cols,
             decay: true,
+            updated: true,
             param: 0,
             start: 0,
             cols,

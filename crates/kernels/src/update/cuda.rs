@@ -42,7 +42,7 @@ pub(crate) fn step<R: Rule<N>, const N: usize>(
     let full: Vec<Segment> = segments
         .iter()
         .copied()
-        .filter(|s| s.elements > 0)
+        .filter(|s| s.elements > 0 && s.updated)
         .collect();
     let moments = &piece.moments;
     let written = std::iter::once(&piece.w).chain(&moments.arrays);

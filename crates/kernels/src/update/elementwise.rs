@@ -151,7 +151,11 @@ fn run<R: Rule<N>, const N: usize>(
     rule: R,
 ) {
     assert!(path.is_available(), "this processor lacks {path:?}");
-    let cuts: Vec<Segment> = segments.iter().flat_map(cut).collect();
+    let cuts: Vec<Segment> = segments
+        .iter()
+        .filter(|s| s.updated)
+        .flat_map(cut)
+        .collect();
     q.run(|| {
         cuts.par_iter().for_each(|cut| {
             let keep = if cut.decay { rule.keep() } else { 1.0 };

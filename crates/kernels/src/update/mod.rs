@@ -146,6 +146,8 @@ pub struct Segment {
     pub elements: usize,
     /// Whether weight decay applies to it.
     pub decay: bool,
+    /// Whether this step updates it; else its weight and state stay as they are, in their places.
+    pub updated: bool,
     /// Which parameter of the model it is.
     pub param: u32,
     /// Where in that parameter it starts, in numbers; a multiple of 128 to rules of single numbers. 0 for a

@@ -75,6 +75,7 @@ impl Piece {
                 offset,
                 elements,
                 decay: param % 2 == 0,
+                updated: true,
                 param,
                 start: 0,
                 cols: COLUMNS.into_iter().find(whole).unwrap_or(1),
@@ -304,6 +305,32 @@ fn every_path_and_device_gives_the_same_bits() {
             }
         }
         same("padding", types, &masked, &start);
+    }
+}
+
+/// Half of the segments and then the other half are a step of all: each stands where it would, and stays as it is
+/// while it is left out.
+#[test]
+fn segments_that_are_left_out_keep_their_places() {
+    for types in all() {
+        let start = Piece::new(types, &params());
+        let clip = [1.0, 5.0, 1.0];
+        let wants = everywhere(|q| start.steps(q, 1..3, clip, None));
+        let gots = everywhere(|q| {
+            let mut piece = start.clone();
+            for step in 1..3 {
+                for half in [0, 1] {
+                    for (i, s) in piece.segments.iter_mut().enumerate() {
+                        s.updated = i % 2 == half;
+                    }
+                    piece = piece.steps(q, step..step + 1, clip, None);
+                }
+            }
+            piece
+        });
+        for ((device, got), (_, want)) in gots.into_iter().zip(wants) {
+            same(device, types, &got, &want);
+        }
     }
 }
 

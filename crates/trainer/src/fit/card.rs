@@ -58,6 +58,13 @@ pub(super) fn card(run: &Run, state: &RunState, best: Option<u64>, parameters: u
         format!("{:e}, {}", train.learning_rate, train.schedule.shape),
     ));
     rows.push(("optimizer", run.optimizer.name.name().to_owned()));
+    for group in &run.optimizer.groups {
+        let rate = group.learning_rate.map(|r| format!("learning rate {r:e}"));
+        let decay = group.weight_decay.map(|d| format!("weight decay {d}"));
+        let own: Vec<String> = rate.into_iter().chain(decay).collect();
+        let what = format!("{}: {}", group.names.join(", "), own.join(", "));
+        rows.push(("of some tensors", plain(&what)));
+    }
     rows.push(("precision", run.precision.name().to_owned()));
     rows.push(("seed", run.seed.to_string()));
     if let (None, Some(loss)) = (best, state.totals.mean_loss()) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lowtide_config::{Length, Run};
 use lowtide_data::{BatchShape, Batches, Packed, Rows, Tokenizer};
 use lowtide_executor::Trace;
-use lowtide_model::Decoder;
+use lowtide_model::{Decoder, Rate};
 use lowtide_planner::Plan;
 use lowtide_session::{Requests, Totals};
 use lowtide_units::Bytes;
@@ -408,6 +408,19 @@ fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Rows) -> V
         train.remove("freeze");
         if !frozen.is_empty() {
             train.insert("freeze".to_owned(), json!(frozen));
+        }
+    }
+    if let Some(optimizer) = key["optimizer"].as_object_mut()
+        && optimizer.remove("groups").is_some()
+    {
+        let own = params.pairs().filter(|(_, p)| !p.frozen);
+        let own = own.map(|(i, p)| (&p.name, decoder.rate(i)));
+        let own = own.filter(|(_, rate)| *rate != Rate::default());
+        let own: Vec<_> = own
+            .map(|(name, rate)| json!([name, rate.share, rate.weight_decay]))
+            .collect();
+        if !own.is_empty() {
+            optimizer.insert("groups".to_owned(), json!(own));
         }
     }
     key["shape"] = json!(decoder.shape());

@@ -178,6 +178,7 @@ fn the_kernel_has_the_bits_of_exact_arithmetic() {
         offset: 0,
         elements: rows.len(),
         decay: true,
+        updated: true,
         param: 0,
         start: 0,
         cols: 1,
