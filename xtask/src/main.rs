@@ -55,6 +55,7 @@ fn tidy() -> ExitCode {
         sources::unsafe_code(&files),
         sources::leftovers(&files),
         sources::prints(&files),
+        sources::inside(&files),
         sources::long_files(&files),
         sources::long_functions(&files),
         docs::check(&root, &files),

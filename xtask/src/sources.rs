@@ -140,6 +140,16 @@ pub fn prints(files: &[Source]) -> Vec<String> {
         .collect()
 }
 
+/// What the trainer shows its tests and the fuzzer, in the command's product.
+pub fn inside(files: &[Source]) -> Vec<String> {
+    let command = files
+        .iter()
+        .filter(|f| f.path.starts_with("crates/cli/src/"));
+    command
+        .flat_map(|f| lines_with(f, &f.code, &["inside"]))
+        .collect()
+}
+
 /// Files longer than [`LINES_MAX`], and those longer than [`LINES_AIM`] whose head does not say why.
 pub fn long_files(files: &[Source]) -> Vec<String> {
     let find = |f: &Source| {
@@ -359,6 +369,17 @@ mod tests {
     #[test]
     fn only_the_command_line_prints() {
         crate::assert_none(&prints(&files()));
+    }
+
+    #[test]
+    fn the_command_uses_what_programs_may() {
+        crate::assert_none(&inside(&files()));
+        let text = "use lowtide_trainer::inside::Folder;\n";
+        assert_eq!(inside(&[source("crates/cli/src/plan.rs", text)]).len(), 1);
+        assert_eq!(
+            inside(&[source("crates/cli/tests/kills.rs", text)]).len(),
+            0
+        );
     }
 
     #[test]

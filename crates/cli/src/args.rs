@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lowtide_config::Run;
-use lowtide_trainer::hub::{self, settle};
+use lowtide_trainer::{Names, StepOptions, resolve};
 
 use crate::error::CliError;
 
@@ -180,12 +180,12 @@ impl RunArgs {
     /// Reads and checks the run; a model that it names as the Hugging Face Hub does is found, or fetched without its
     /// weights, and so is data.
     pub fn load(&self) -> Result<Run, CliError> {
-        Ok(hub::data(settle(self.read()?)?)?)
+        Ok(resolve(self.read()?, Names::Data)?)
     }
 
     /// As [`RunArgs::load`], with what the cache has of its data; nothing of that is fetched.
     pub fn load_with_data_in_cache(&self) -> Result<Run, CliError> {
-        Ok(hub::data_in_cache(settle(self.read()?)?))
+        Ok(resolve(self.read()?, Names::DataInCache)?)
     }
 
     /// The run as one of so many ranks that a launcher has started: `gpus` is their number where it is left out.
@@ -206,7 +206,7 @@ impl RunArgs {
             });
         }
         run.hosts = hosts as u32;
-        Ok(hub::data(settle(run)?)?)
+        Ok(resolve(run, Names::Data)?)
     }
 
     fn read(&self) -> Result<Run, CliError> {
@@ -227,16 +227,16 @@ impl RunArgs {
 
     /// The run with another model: `model` if given, else the one that the run has made already,
     /// else the run's own.
-    pub fn load_with_model(&self, model: Option<&Path>) -> Result<Run, CliError> {
+    pub fn load_with_model(&self, model: Option<&Path>, names: Names) -> Result<Run, CliError> {
         let run = self.read()?;
         let made = run.output.join("model");
         let model = match model {
             Some(model) => std::path::absolute(model).unwrap_or_else(|_| model.to_owned()),
             None if made.exists() => made,
-            None => return Ok(settle(run)?),
+            None => return Ok(resolve(run, names)?),
         };
         // Its tokenizer may be on the Hub all the same.
-        Ok(settle(run.with_model(model))?)
+        Ok(resolve(run.with_model(model), names)?)
     }
 }
 
@@ -487,7 +487,7 @@ pub struct BenchStepArgs {
     pub steps: u64,
     /// Steps before the first that is timed. With none, where a step takes minutes: the first step has no update of
     /// one before it, and has all that is made at its first use.
-    #[arg(long, value_name = "N", default_value_t = lowtide_trainer::bench::WARM_UP,
+    #[arg(long, value_name = "N", default_value_t = StepOptions::WARM_UP,
         value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub warm_up: u64,
     /// Write what every lane did to this file, for Perfetto; the steps then take a little longer.

@@ -7,13 +7,11 @@ use lowtide_measure::bench::{
 use lowtide_planner::explain::{explain, explain_choices, lane_of};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::{Machine, Plan};
-use lowtide_trainer::Workload;
-use lowtide_trainer::bench::{
-    CheckpointsReport, GenerateReport, StepOptions, StepReport, generate, step,
+use lowtide_trainer::error::CudaError;
+use lowtide_trainer::{
+    Bytes, CheckpointsReport, GenerateReport, Gpu, Observer, Phase, Probe, StepOptions, StepReport,
+    TrainError, Workload, device,
 };
-use lowtide_trainer::report::{Observer, Phase};
-use lowtide_trainer::threads::usual_threads;
-use lowtide_trainer::{Bytes, CudaError, Gpu, TrainError};
 use serde_json::json;
 
 use crate::Answer;
@@ -24,7 +22,6 @@ use crate::args::{
 use crate::error::CliError;
 use crate::out::{Out, bytes, seconds};
 use crate::plan::{compare, compare_waits, drives, rates_line, run_of};
-use crate::probe::device_named;
 use crate::progress::Waiting;
 
 /// Runs one bench.
@@ -39,9 +36,11 @@ pub fn bench(args: &BenchArgs, out: Out) -> Answer {
 }
 
 fn bench_host(args: &BenchHostArgs, out: Out) -> Answer {
-    let device = device_named(Some(&args.device), None, None)?;
+    let device = device(Some(&args.device), None, None)?;
     out.text(&device.note);
-    let threads = args.threads.map_or_else(usual_threads, |n| n as usize);
+    let threads = args
+        .threads
+        .map_or_else(Probe::usual_threads, |n| n as usize);
     let report = host(&HostOptions {
         threads,
         parameters: args.parameters,
@@ -200,7 +199,7 @@ fn bench_step(args: &BenchStepArgs, out: Out) -> Answer {
         trace: args.trace.as_deref(),
         checkpoints: args.checkpoints.as_deref().map(|dir| (dir, every)),
     };
-    let report = step(&run, args.steps, options, &mut show)?;
+    let report = lowtide_trainer::bench_step(&run, args.steps, options, &mut show)?;
     out.text(&table(&report, show.cuda));
     Ok((json!(report), 0))
 }
@@ -228,7 +227,7 @@ fn bench_generate(args: &BenchGenerateArgs, out: Out) -> Answer {
         });
     }
     let (prompt, new) = (args.prompt_tokens, args.new_tokens);
-    let report = generate(&run, args.answers, (prompt, new), &mut show)?;
+    let report = lowtide_trainer::bench_generate(&run, args.answers, (prompt, new), &mut show)?;
     out.text(&answers_table(&report));
     Ok((json!(report), 0))
 }

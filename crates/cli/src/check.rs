@@ -1,6 +1,5 @@
 //! `lowtide check`: whether what a run has left is what it wrote.
 
-use lowtide_trainer::output::check::check as look;
 use serde_json::json;
 
 use crate::Answer;
@@ -12,7 +11,7 @@ use crate::progress::Waiting;
 /// Reads everything and says what is not as it was written.
 pub fn check(args: &CheckArgs, out: Out) -> Answer {
     let waiting = Waiting::begin("reading every file");
-    let all = look(&args.dir)?;
+    let all = lowtide_trainer::check(&args.dir)?;
     drop(waiting);
     for checked in &all {
         let path = checked.path.display();

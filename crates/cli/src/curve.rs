@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use lowtide_planner::Activations;
 use lowtide_report::chart::{LEFT, RIGHT, Scale, WIDTH, axes, escaped};
-use lowtide_trainer::curve::{Along, Curve, Point, STRATEGIES};
+use lowtide_trainer::{Along, Curve, Point, STRATEGIES};
 
 use crate::out::{bytes, seconds};
 

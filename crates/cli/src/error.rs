@@ -10,11 +10,10 @@ use lowtide_data::DataError;
 use lowtide_measure::MeasureError;
 use lowtide_planner::Machine;
 use lowtide_report::ReportError;
-use lowtide_trainer::error::Refused;
-use lowtide_trainer::error::{Absent, Asked};
-use lowtide_trainer::{
-    CommError, CudaError, ExecError, FileError, Foreign, JsonProblem, ModelError, TierError,
-    TrainError,
+use lowtide_trainer::TrainError;
+use lowtide_trainer::error::{
+    Absent, Asked, CommError, CudaError, ExecError, FileError, Foreign, JsonProblem, ModelError,
+    Refused, TierError,
 };
 use serde_json::{Value, json};
 

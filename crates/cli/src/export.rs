@@ -1,8 +1,6 @@
 //! `lowtide export`: the model of a run's checkpoint as a Hugging Face directory.
 
-use lowtide_trainer::fit::{Export, export_checkpoint};
-use lowtide_trainer::report::Phase;
-use lowtide_trainer::{Bytes, FileDtype, TrainError};
+use lowtide_trainer::{Bytes, Export, FileDtype, Phase, TrainError};
 use serde_json::json;
 
 use crate::Answer;
@@ -29,7 +27,8 @@ pub fn export(args: &ExportArgs, out: Out) -> Answer {
         shard_bytes: Some(size.0),
     };
     let waiting = Waiting::begin(Phase::Exporting.name());
-    let made = export_checkpoint(&run, &what, |done, of| waiting.at(done, of)).map_err(other)?;
+    let made =
+        lowtide_trainer::export(&run, &what, |done, of| waiting.at(done, of)).map_err(other)?;
     drop(waiting);
     made.notes.iter().for_each(|note| out.text(note));
     out.text(&format!(

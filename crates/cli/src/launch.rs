@@ -1,6 +1,6 @@
 //! Processes that a launcher has started (`torchrun`, `srun`) as ranks of one run.
 
-use lowtide_trainer::launch::Launch;
+use lowtide_trainer::Launch;
 
 use crate::args::Command;
 use crate::error::CliError;

@@ -23,7 +23,6 @@ mod progress;
 mod report;
 mod shell;
 mod signals;
-mod tie;
 mod train;
 mod verify;
 mod view;

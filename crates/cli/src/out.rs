@@ -7,7 +7,10 @@ use std::sync::OnceLock;
 
 pub use lowtide_report::people::{bytes, duration, seconds};
 use lowtide_report::text::harmless;
+use lowtide_trainer::{Place, Taken};
 use serde_json::Value;
+
+use crate::error::CliError;
 
 /// Standard output for people, or for a program.
 #[derive(Clone, Copy, Debug)]
@@ -117,6 +120,32 @@ pub fn enough(n: u64) -> String {
 /// A path as a value of `--set` that is taken as it is.
 pub fn quoted(path: &Path) -> String {
     serde_json::Value::from(path.to_string_lossy()).to_string()
+}
+
+/// Where the file of an option is to be written, which was tried. A file that is there must be one of those that this
+/// option writes, by its first bytes.
+pub fn place(flag: &str, path: &Path, ours: impl Fn(&str) -> bool) -> Result<Place, CliError> {
+    Place::find(path, ours)?.map_err(|why| {
+        let (what, help) = match why {
+            Taken::NoName => (
+                "no name of a file".to_owned(),
+                "give a path that ends in a name of plain text",
+            ),
+            Taken::Unreadable(e) => (format!("cannot be read: {e}"), "give another name"),
+            Taken::NotOurs => (
+                "a file of that name is there, which no such command wrote".to_owned(),
+                "give another name, or remove it",
+            ),
+            Taken::Pending(name) => (
+                format!("{name} is in the way"),
+                "a command that was killed may have left it: remove it, or give another name",
+            ),
+        };
+        CliError::Usage {
+            what: format!("{flag} {}: {what}", path.display()),
+            help,
+        }
+    })
 }
 
 #[cfg(test)]

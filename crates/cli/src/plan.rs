@@ -10,51 +10,32 @@ use lowtide_planner::plan::LaneKind;
 use lowtide_planner::search::links::Link;
 use lowtide_planner::search::outlook::{Change, Outlook};
 use lowtide_planner::traffic::{explain_cores, traffic};
-use lowtide_planner::waits::{Cause, steady_step};
+use lowtide_planner::waits::Cause;
 use lowtide_planner::{Machine, Plan, Source, Tier};
 use lowtide_report::picture;
-use lowtide_trainer::basis::Basis;
-use lowtide_trainer::curve::{Along, Curve, curve};
-use lowtide_trainer::device;
-use lowtide_trainer::hub::{self, settle};
-use lowtide_trainer::inputs::{sample_of, steps_of};
-use lowtide_trainer::launch::of_hosts;
-use lowtide_trainer::output::folder::Folder;
-use lowtide_trainer::picture::plan_report;
-use lowtide_trainer::planning::{decoder_of, load_machine, pins_of, shape_of};
-use lowtide_trainer::report::{Nobody, Phase, WaitCompared};
-use lowtide_trainer::wear::{self, Wear};
-use lowtide_trainer::{Seconds, TrainError};
+use lowtide_trainer::{
+    Along, Curve, LaneCompared, Launch, Names, OfCompression, OfExact, Phase, Place, PlanMade,
+    Planner, Seconds, StepsOfWrites, TrainError, WaitCompared, Wear, resolve,
+};
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
 use crate::args::{Clip, CurveOver, PlanArgs, Precision, texts};
 use crate::curve::{html, svg, table};
 use crate::error::{CliError, machine_json};
-use crate::out::{Out, bytes, quoted, seconds};
-use crate::probe::place;
+use crate::out::{Out, bytes, place, quoted, seconds};
 use crate::progress::Waiting;
-use crate::tie::{beside_exact, other_compressions};
 
-/// Holds what a run would write to its drives against what it may. Where only data that are not there say how many
-/// steps it has, says how many it may make.
-fn disk_writes(
-    run: &Run,
-    plan: &Plan,
-    steps: Result<Option<u64>, TrainError>,
-) -> Result<Option<String>, TrainError> {
-    let (start, step) = (wear::fill(plan), plan.prediction.disk_bytes_written);
-    let Some(allowed) = run.budget.disk_writes.filter(|_| start.0 + step.0 > 0) else {
-        return Ok(None);
+/// How many steps a run may make that may not write all it likes, where it is unknown how many it has.
+fn steps_of_writes(of: &StepsOfWrites) -> String {
+    let why = match &of.unknown {
+        None => "only its data say how many steps its epochs are".to_owned(),
+        Some(e) => format!("how many steps its epochs are is unknown: {e}"),
     };
-    let why = match steps {
-        Ok(Some(steps)) => return wear::check(run, plan, (0, start, steps)).map(|()| None),
-        Ok(None) => "only its data say how many steps its epochs are".to_owned(),
-        Err(e) => format!("how many steps its epochs are is unknown: {e}"),
-    };
-    wear::check(run, plan, (0, start, 0))?;
-    let most = (allowed.0 - start.0).checked_div(step.0);
-    Ok(most.map(|n| format!("budget.disk_writes: {allowed} are {n} steps of this run; {why}")))
+    format!(
+        "budget.disk_writes: {} are {} steps of this run; {why}",
+        of.allowed, of.steps
+    )
 }
 
 /// What a shape is planned for where no machine is given.
@@ -62,7 +43,7 @@ const REFERENCE: &str = include_str!("../../../examples/machines/h200.json");
 
 /// Plans a run or a shape and shows the plan. Long because all that is shown of a plan stands here in its order.
 pub fn plan(args: &PlanArgs, out: Out) -> Answer {
-    let mut run = settle(run_of(args)?)?;
+    let mut run = resolve(run_of(args)?, Names::Model)?;
     if let Some(hosts) = args.hosts {
         if !run.gpus.is_multiple_of(hosts) {
             return Err(CliError::Usage {
@@ -73,7 +54,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
                 help: "give --gpus a multiple of --hosts: it is the number of all GPUs",
             });
         }
-        of_hosts(&run, hosts).map_err(|what| CliError::Usage {
+        Launch::allows(&run, hosts).map_err(|what| CliError::Usage {
             what,
             help: "--set checkpoint.durable=false plans the run without it",
         })?;
@@ -81,10 +62,9 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     }
     // Files that cannot be written are an error before minutes of planning.
     let files = pictures(args)?;
-    let basis = basis_of(args, &run, out)?;
-    let machine = &basis.machine;
+    let planner = planner_of(args, &run, out)?;
+    let (machine, workload) = (planner.machine(), planner.workload());
     let batch = run.batch();
-    let workload = basis.decoder.workload();
     let about = json!({
         "model": workload.model,
         "parameters": workload.parameters(),
@@ -96,25 +76,16 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         "machine": machine_json(machine),
     });
     let waiting = Waiting::begin(Phase::Planning.name());
-    // Only a run that may not write all it likes has its steps counted.
-    let steps = match run.budget.disk_writes {
-        Some(_) => hub::data(run.clone()).and_then(|run| steps_of(&run)),
-        None => Ok(None),
-    };
-    let ahead = steps.as_ref().map_or(0, |steps| steps.unwrap_or(0));
-    let look = |pins| match args.brief {
-        true => Ok((basis.plan_pinned(pins)?, Outlook::default())),
-        false => basis.look(pins),
-    };
-    let looked = wear::within(&run, pins_of(&run), (0, ahead), wear::fill, look, |l| &l.0);
+    let made = planner.plan(args.brief);
     drop(waiting);
-    let (plan, outlook) = match looked {
-        Ok(both) => both,
+    let made = match made {
+        Ok(made) => made,
         Err(TrainError::Refused(refused)) => return Err(CliError::Refused { refused, about }),
         Err(e) => return Err(e.into()),
     };
-    if let Some(line) = disk_writes(&run, &plan, steps)? {
-        out.text(&line);
+    let plan = &made.plan;
+    if let Some(writes) = &made.writes {
+        out.text(&steps_of_writes(writes));
     }
     let step = plan.prediction.step_seconds.0;
     let tokens_per_second = batch.tokens() as f64 / step;
@@ -133,67 +104,64 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
         batch.accumulate,
     ));
     out.text(&rates_line(machine));
-    let cuda = basis.target.is_gpu();
-    out.text(explain(&plan, workload, cuda).trim_end());
-    out.text(explain_choices(&plan).trim_end());
-    out.text((explain_updates(&plan, machine, cuda) + &explain_cores(&plan, workload)).trim_end());
+    let cuda = planner.is_gpu();
+    out.text(explain(plan, workload, cuda).trim_end());
+    out.text(explain_choices(plan).trim_end());
+    out.text((explain_updates(plan, machine, cuda) + &explain_cores(plan, workload)).trim_end());
     let exact = match args.brief {
         true => None,
-        false => beside_exact(&run, &basis, step, ahead)?,
+        false => planner.exact(&made)?,
     };
-    if let Some((said, _)) = &exact {
-        out.text(said);
+    if let Some(exact) = &exact {
+        out.text(&beside_exact(exact));
     }
-    let waits = steady_step(&plan, workload, machine).gpu_waits;
+    let waits = planner.gpu_waits(&made);
     if let Some(line) = waits_line(&waits, step, cuda) {
         out.text(&line);
     }
     out.text(&format!(
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
     ));
-    let answers = basis.plan_answers(&plan)?;
+    let answers = planner.plan_answers(&made)?;
     if let Some(answers) = &answers {
         out.text(&answers.line());
     }
-    let mut of_others = json!([]);
-    if !args.brief {
-        let (others, all) = other_compressions(&run, &basis, ahead)?;
-        out.text((outlook_text(&outlook, step, cuda) + &others).trim_end());
-        of_others = all;
+    let mut compressions = Vec::new();
+    if let Some(outlook) = &made.what_if {
+        compressions = planner.compressions(&made)?;
+        let others = other_compressions(&compressions);
+        out.text((outlook_text(outlook, step, cuda) + &others).trim_end());
     }
-    drives(&plan, machine)
-        .iter()
-        .for_each(|line| out.text(line));
+    drives(plan, machine).iter().for_each(|line| out.text(line));
     let mut answer = about;
-    describe(&plan, &mut answer);
+    describe(plan, &mut answer);
     answer["tokens_per_second"] = json!(tokens_per_second);
     if let Some(answers) = answers {
         answer["answers"] = answers.json();
     }
     answer["model_tflops"] = json!(model_tflops);
-    if let Some((_, all)) = exact {
-        answer["exact"] = all;
-        answer["compressions"] = of_others;
+    if let Some(exact) = exact {
+        answer["exact"] = json!(exact);
+        answer["compressions"] = json!(compressions);
     }
-    let [host, resident, streamed] = split(&plan, machine);
+    let [host, resident, streamed] = split(plan, machine);
     answer["updates"] = json!({"host": host, "resident": resident, "streamed": streamed});
     answer["gpu_waits"] = waits
         .iter()
         .map(|(cause, s)| json!({"cause": cause, "seconds": s}))
         .collect();
-    answer["outlook"] = json!((!args.brief).then_some(outlook));
-    answer["wear"] = json!(Wear::of(&plan, machine));
+    answer["outlook"] = json!(made.what_if);
+    answer["wear"] = json!(Wear::of(plan, machine));
     if let Some(over) = args.curve {
-        answer["curve"] = json!(draw(over, &basis, (&plan, ahead), &files, out)?);
-    } else if let Some((folder, name)) = &files[0] {
-        let picture = picture::alone(&plan_report(&plan, workload, machine));
-        folder.write(name, |file| file.write_all(picture.as_bytes()))?;
+        answer["curve"] = json!(draw(over, &planner, &made, &files, out)?);
+    } else if let Some(place) = &files[0] {
+        place.write(&picture::alone(&planner.picture(&made)))?;
     }
     Ok((answer, 0))
 }
 
-/// Where the pictures go: a folder and a name each, `--svg` and `--html`.
-type Pictures = [Option<(Folder, String)>; 2];
+/// Where the pictures go, `--svg` and `--html`.
+type Pictures = [Option<Place>; 2];
 
 fn pictures(args: &PlanArgs) -> Result<Pictures, CliError> {
     let place_of = |flag, file: &Option<PathBuf>, begin: &'static str| {
@@ -204,11 +172,11 @@ fn pictures(args: &PlanArgs) -> Result<Pictures, CliError> {
         place_of("--svg", &args.svg, "<svg ")?,
         place_of("--html", &args.html, "<!doctype html>")?,
     ];
-    if let [Some((a, picture)), Some((b, page))] = &files
-        && a.at(picture) == b.at(page)
+    if let [Some(picture), Some(page)] = &files
+        && picture.path() == page.path()
     {
         return Err(CliError::Usage {
-            what: format!("--svg and --html are both {}", a.at(page).display()),
+            what: format!("--svg and --html are both {}", page.path().display()),
             help: "give each a name of its own",
         });
     }
@@ -216,29 +184,51 @@ fn pictures(args: &PlanArgs) -> Result<Pictures, CliError> {
 }
 
 /// What the plan is made from: the machine of a file, without asking anything of this one, or this one, measured now.
-fn basis_of<'a>(args: &PlanArgs, run: &'a Run, out: Out) -> Result<Basis<'a>, CliError> {
-    let shape = shape_of(run)?;
-    let given = match (&args.machine, &args.file, &run.plan.machine) {
-        (Some(path), _, _) | (None, _, Some(path)) => Some((path.as_path(), load_machine(path)?)),
+fn planner_of<'a>(args: &PlanArgs, run: &'a Run, out: Out) -> Result<Planner<'a>, TrainError> {
+    match (&args.machine, &args.file, &run.plan.machine) {
+        (Some(path), _, _) | (None, _, Some(path)) => Planner::of_machine(run, path, None),
         (None, None, None) => {
             out.text("rates: the reference H200 (examples/machines/h200.json); --machine FILE for others");
             let machine = serde_json::from_str(REFERENCE).expect("a test reads it");
-            Some((Path::new("examples/machines/h200.json"), machine))
+            Planner::of_machine(run, Path::new("examples/machines/h200.json"), Some(machine))
         }
-        (None, Some(_), None) => None,
-    };
-    let basis = match given {
-        Some(machine) => Basis::told(run, &shape, machine)?,
-        None => {
+        (None, Some(_), None) => {
             out.text("measuring this machine (plan.machine or --machine FILE spares it)");
-            let device = device::open(run, &shape)?;
-            out.text(&device.note);
-            let decoder = decoder_of(run, run.batch(), device.target)?;
-            let _waiting = Waiting::begin(Phase::Measuring.name());
-            Basis::here(run, &device, decoder, || sample_of(run), &mut Nobody)?
+            let mut waiting = None;
+            Planner::here(run, |device| {
+                out.text(device);
+                waiting = Some(Waiting::begin(Phase::Measuring.name()));
+            })
         }
+    }
+}
+
+/// What training in subspaces has to beat.
+fn beside_exact(exact: &OfExact) -> String {
+    let (Some(step), Some(tie)) = (exact.step_seconds, exact.steps_at_tie) else {
+        return "exact training does not fit these budgets".to_owned();
     };
-    Ok(basis.with_answers()?)
+    let who = match tie > 1.0 {
+        true => format!(
+            "lsp is ahead as long as it needs less than {tie:.2} times the steps to the same loss"
+        ),
+        false => "lsp wins no time, only memory".to_owned(),
+    };
+    format!(
+        "exact training under the same budgets: step {}; {who}",
+        seconds(step)
+    )
+}
+
+/// What twice and half as many directions would take, a line each.
+fn other_compressions(all: &[OfCompression]) -> String {
+    let line = |of: &OfCompression| {
+        format!(
+            "changes numbers: --set strategy.lsp.compression={}: {:.1} tokens/s\n",
+            of.compression, of.tokens_per_second
+        )
+    };
+    all.iter().map(line).collect()
 }
 
 /// What the gpu waits for in a step, where that is more than a little.
@@ -284,11 +274,11 @@ pub fn drives(plan: &Plan, machine: &Machine) -> Vec<String> {
     lines
 }
 
-/// Plans a curve, shows it and draws it. The run's own plan, and its steps, 0 where nobody knows.
+/// Plans a curve, shows it and draws it.
 fn draw(
     over: CurveOver,
-    basis: &Basis<'_>,
-    own: (&Plan, u64),
+    planner: &Planner<'_>,
+    made: &PlanMade,
     files: &Pictures,
     out: Out,
 ) -> Result<Curve, CliError> {
@@ -297,15 +287,12 @@ fn draw(
         CurveOver::Batch => Along::Batch,
     };
     let waiting = Waiting::begin("planning the curve");
-    let found = curve(basis, along, own, |done, of| {
-        waiting.at(done as u64, of as u64)
-    })?;
+    let found = planner.curve(along, made, |done, of| waiting.at(done as u64, of as u64))?;
     drop(waiting);
     out.text(&table(&found));
     for (place, made) in files.iter().zip([svg, html]) {
-        if let Some((folder, name)) = place {
-            let made = made(&found);
-            folder.write(name, |file| file.write_all(made.as_bytes()))?;
+        if let Some(place) = place {
+            place.write(&made(&found))?;
         }
     }
     Ok(found)
@@ -481,10 +468,7 @@ pub fn describe(plan: &Plan, answer: &mut Value) {
 }
 
 /// Predicted and measured seconds of a step by lane, as a table.
-pub fn compare(
-    lanes: &std::collections::BTreeMap<String, lowtide_trainer::report::LaneCompared>,
-    cuda: bool,
-) -> String {
+pub fn compare(lanes: &std::collections::BTreeMap<String, LaneCompared>, cuda: bool) -> String {
     let mut text = format!("{:<8}{:>14}{:>14}", "lane", "predicted", "measured");
     for kind in LaneKind::ALL {
         if let Some(lane) = lanes.get(kind.name()) {

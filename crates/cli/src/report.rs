@@ -5,8 +5,7 @@ use serde_json::json;
 
 use crate::Answer;
 use crate::args::ReportArgs;
-use crate::out::Out;
-use crate::probe::place;
+use crate::out::{Out, place};
 
 /// Shows one run, or several side by side.
 pub fn report(args: &ReportArgs, out: Out) -> Answer {
@@ -17,12 +16,9 @@ pub fn report(args: &ReportArgs, out: Out) -> Answer {
     let runs = args.dirs.iter().map(|dir| RunReport::read(dir));
     let runs = runs.collect::<Result<Vec<_>, _>>()?;
     out.text(&text::compare(&runs));
-    if let Some((folder, name)) = to {
-        let page = page::html(&runs);
-        folder.write(&name, |file| {
-            std::io::Write::write_all(file, page.as_bytes())
-        })?;
-        out.text(&format!("page: {}", folder.at(&name).display()));
+    if let Some(to) = to {
+        to.write(&page::html(&runs))?;
+        out.text(&format!("page: {}", to.path().display()));
     }
     Ok((json!({"runs": runs}), 0))
 }

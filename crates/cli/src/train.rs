@@ -11,10 +11,10 @@ use lowtide_config::Run;
 use lowtide_planner::explain::{explain, explain_choices, lane_of};
 use lowtide_planner::traffic::explain_cores;
 use lowtide_planner::{Machine, Plan, Tier};
-use lowtide_trainer::fit::{self, Evaluation};
-use lowtide_trainer::launch::{Met, follow};
-use lowtide_trainer::report::{Observer, Phase, StepLine, TrainReport, When};
-use lowtide_trainer::{MeetError, TrainError, Workload};
+use lowtide_trainer::error::MeetError;
+use lowtide_trainer::{
+    Evaluation, Met, Observer, Phase, StepLine, TrainError, TrainReport, When, Workload, follow,
+};
 use serde_json::{Value, json};
 
 use crate::Answer;
@@ -69,8 +69,8 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
     let viewed = alone && out.is_for_people() && view::is_possible();
     let mut show = Show::new(out, watch.clone(), (args.events, viewed));
     let result = match met {
-        None => fit::train(run, &mut show, &watch.requests),
-        Some(met) => fit::lead(run, met, &mut show, &watch.requests),
+        None => lowtide_trainer::train(run, &mut show, &watch.requests),
+        Some(met) => lowtide_trainer::lead(run, met, &mut show, &watch.requests),
     };
     show.end();
     let report = result?;

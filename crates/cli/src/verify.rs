@@ -1,6 +1,5 @@
 //! `lowtide verify`: the user's own proof that placement changes no number.
 
-use lowtide_trainer::verify::verify as compare;
 use serde_json::json;
 
 use crate::Answer;
@@ -14,7 +13,7 @@ use crate::progress::Waiting;
 pub fn verify(args: &VerifyArgs, out: Out) -> Answer {
     let run = args.run.load()?;
     let waiting = Waiting::begin("training a slice under the plan and all resident");
-    let report = compare(&run, args.steps, args.blocks, args.plant_fault)?;
+    let report = lowtide_trainer::verify(&run, args.steps, args.blocks, args.plant_fault)?;
     drop(waiting);
     out.text(&format!(
         "{} steps of {} blocks: plan {} against all-resident plan {}",

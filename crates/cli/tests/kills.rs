@@ -12,7 +12,7 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use lowtide_trainer::checkpoint;
+use lowtide_trainer::inside::checkpoint;
 use serde_json::Value;
 
 /// State on disk, saves and evaluations between steps.

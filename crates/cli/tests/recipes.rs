@@ -5,8 +5,7 @@ use std::fs;
 use crate::common::root;
 use lowtide_config::Run;
 use lowtide_planner::Tier;
-use lowtide_trainer::basis::Basis;
-use lowtide_trainer::planning::{load_machine, shape_of};
+use lowtide_trainer::Planner;
 
 const GIB: u64 = 1 << 30;
 
@@ -72,7 +71,6 @@ fn every_recipe_is_a_whole_run_and_its_plan_fits() {
         "recipes without a row here, or rows without a recipe"
     );
     let path = root().join("examples/machines/rtx4090-12ssd.json");
-    let machine = load_machine(&path).expect("a machine");
     for (name, shape, device, host, pins) in RECIPES {
         let file = dir.join(format!("{name}.yaml"));
         let run = Run::load(&file, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -86,10 +84,9 @@ fn every_recipe_is_a_whole_run_and_its_plan_fits() {
             sets.push("optimizer.update=host".to_owned());
         }
         let run = Run::load(&file, &sets).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let shape = shape_of(&run).expect("a built-in shape");
-        let basis = Basis::told(&run, &shape, (&path, machine.clone()));
-        let plan = basis.and_then(|basis| basis.plan());
-        let plan = plan.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let planner = Planner::of_machine(&run, &path, None);
+        let made = planner.and_then(|planner| planner.plan(true));
+        let plan = made.unwrap_or_else(|e| panic!("{name}: {e}")).plan;
         for (tier, most) in [(Tier::Device, device), (Tier::Host, host)] {
             let planned = plan.tier(tier).planned_bytes.0;
             assert!(

@@ -105,7 +105,7 @@ const BATCH: Batch = Batch {
 };
 
 fn options(batch: Batch) -> Options {
-    let cpu = lowtide_trainer::device::Target::default();
+    let cpu = lowtide_trainer::inside::Target::default();
     Options {
         precision: Dtype::Bf16,
         gradient: Dtype::Bf16,

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use lowtide_config::{Length, Run};
 use lowtide_data::{Batch, BatchShape, EvalBatches};
-use lowtide_trainer::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
+use lowtide_trainer::inside::{Inputs, dealing, load_inputs, open_tokenizer};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();

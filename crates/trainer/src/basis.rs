@@ -11,7 +11,8 @@ use lowtide_executor::Trace;
 use lowtide_measure::{ProbeOptions, net_rates, probe};
 use lowtide_model::Decoder;
 use lowtide_planner::search::fits_any;
-use lowtide_planner::search::outlook::{Outlook, plan_with_outlook};
+pub use lowtide_planner::search::outlook::Outlook as WhatIf;
+use lowtide_planner::search::outlook::plan_with_outlook;
 use lowtide_planner::{Budgets, Machine, NetRates, Pins, Plan, PlanError, Refusal, Request, Tier};
 use lowtide_session::Group;
 use lowtide_tiers::HostMemory;
@@ -168,7 +169,7 @@ impl<'a> Basis<'a> {
     ///
     /// # Errors
     /// A batch that the model does not take; a run of several GPUs, and not a word of what so many exchange.
-    pub fn told(
+    pub fn of_machine(
         run: &'a Run,
         shape: &ModelShape,
         (path, mut whole): (&Path, Machine),
@@ -267,7 +268,7 @@ impl<'a> Basis<'a> {
     ///
     /// # Errors
     /// As [`Basis::plan`].
-    pub fn look(&self, pins: Pins) -> Result<(Plan, Outlook), TrainError> {
+    pub fn look(&self, pins: Pins) -> Result<(Plan, WhatIf), TrainError> {
         let more = 4 * self.run.train.accumulate;
         let batch = Batch {
             accumulate: more,

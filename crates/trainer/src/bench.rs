@@ -32,9 +32,6 @@ use lowtide_measure::random_micro;
 use lowtide_random::Philox;
 use lowtide_session::Session;
 
-/// Steps before the first that is timed, where nobody says.
-pub const WARM_UP: u64 = 2;
-
 /// What a bench of steps found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepReport {
@@ -104,6 +101,11 @@ pub struct StepOptions<'a> {
     pub trace: Option<&'a Path>,
     /// A directory for checkpoints, of which one is made each so many steps: what they cost.
     pub checkpoints: Option<(&'a Path, u64)>,
+}
+
+impl StepOptions<'_> {
+    /// Steps before the first that is timed, where nobody says.
+    pub const WARM_UP: u64 = 2;
 }
 
 /// Plans and reserves a run, fills its weights with random numbers, trains a few steps on random

@@ -3,14 +3,20 @@
 use std::path::PathBuf;
 
 use lowtide_data::DataError;
-use lowtide_device::comm::CommError;
-use lowtide_executor::ExecError;
-use lowtide_files::FileError;
+pub use lowtide_device::comm::CommError;
+pub use lowtide_executor::ExecError;
+pub use lowtide_files::FileError;
 use lowtide_measure::MeasureError;
 use lowtide_session::SessionError;
 use lowtide_units::Bytes;
 
 use parts::keys_of;
+// Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
+pub use lowtide_device::comm::{MeetError, Party};
+pub use lowtide_device::cuda::CudaError;
+pub use lowtide_files::{Foreign, JsonProblem};
+pub use lowtide_model::ModelError;
+pub use lowtide_tiers::TierError;
 pub use parts::{Absent, Asked, HubProblem, PathProblem, Refused, TooMuch};
 
 mod parts;

@@ -233,7 +233,7 @@ impl Places {
     }
 }
 
-/// As [`generate`], with any [`Decoder`]; `None`: it was asked to end. When a prompt is answered, the next one takes
+/// As `generate`, with any [`Decoder`]; `None`: it was asked to end. When a prompt is answered, the next one takes
 /// its place.
 ///
 /// # Errors

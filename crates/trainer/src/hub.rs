@@ -23,7 +23,8 @@ mod configs;
 mod data;
 mod patterns;
 
-pub use data::{data, data_in_cache};
+pub(crate) use data::data;
+use data::data_in_cache;
 
 /// What fetches configuration and tokenizer: JSON, text and Jinja files of the repository's own folder. One pattern of
 /// each kind, since the two programs differ in how they take several.
@@ -93,6 +94,31 @@ impl<'a> Name<'a> {
         let hex = commit.len() == 40 && commit.bytes().all(|b| b.is_ascii_hexdigit());
         let dir = repository.join("snapshots").join(&commit);
         (hex && dir.is_dir()).then_some(dir)
+    }
+}
+
+/// What a run may name as the Hub does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// Its model and tokenizer.
+    Model,
+    /// Its data, too.
+    Data,
+    /// Its data, too, as far as the cache has them; nothing of them is fetched.
+    DataInCache,
+}
+
+/// Puts paths of the Hugging Face cache in place of names that the run has, and fetches what is missing there, but for
+/// a model's weights.
+///
+/// # Errors
+/// [`TrainError::Path`] when something is neither there nor can be fetched.
+pub fn resolve(run: Run, names: Names) -> Result<Run, TrainError> {
+    let run = settle(run)?;
+    match names {
+        Names::Model => Ok(run),
+        Names::Data => data(run),
+        Names::DataInCache => Ok(data_in_cache(run)),
     }
 }
 

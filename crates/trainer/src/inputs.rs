@@ -90,7 +90,7 @@ pub fn open_tokenizer(run: &Run, now: Option<i64>) -> Result<Tokenizer, TrainErr
     Ok(tokenizer)
 }
 
-/// How the run's data files are read, but for the classes of a model that has some ([`crate::classes::options_of`]).
+/// How the run's data files are read, but for the classes of a model that has some (`classes::options_of`).
 #[must_use]
 pub fn load_options(run: &Run) -> LoadOptions {
     let d = &run.data;

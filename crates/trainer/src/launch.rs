@@ -50,6 +50,14 @@ pub struct Launch {
 }
 
 impl Launch {
+    /// Whether a run can be made on so many hosts.
+    ///
+    /// # Errors
+    /// What it cannot have there.
+    pub fn allows(run: &Run, hosts: u32) -> Result<(), String> {
+        of_hosts(run, hosts)
+    }
+
     /// Comes together with the other ranks. `run` is what this one is to do, or why it cannot: then nobody does.
     ///
     /// # Errors

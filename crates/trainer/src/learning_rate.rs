@@ -12,6 +12,8 @@ pub enum Decay {
     Linear,
     /// Falls along half a cosine to the least rate.
     Cosine,
+    // The field's name of it.
+    #[expect(clippy::enum_variant_names)]
     /// Stays at the peak, then falls in a straight line over the last `decay_steps` steps.
     WarmupStableDecay {
         /// Steps of the fall, at the end of the run.

@@ -1,47 +1,82 @@
 //! The training run around the compiled step: learning-rate schedule, checkpoints, metrics, evaluation.
 //!
+//! What a program may do with a run stands here, a function or a type for each command: [`Planner`] says what would be,
+//! [`train`] does it, [`Judging`] and [`Answering`] try the model, [`verify`] and [`check`] prove it, [`export`] gives
+//! it away, [`data`] shows what it learns from, [`device`], [`Probe`], [`bench_step`] and [`bench_generate`] measure.
+//! [`error`] has the facts of what goes wrong. All else belongs to the crate.
+//!
 //! See ARCHITECTURE.md.
 
-pub mod answers;
-pub mod basis;
-pub mod bench;
-pub mod beside;
-pub mod checkpoint;
-pub mod classes;
-pub mod curve;
-pub mod device;
-pub mod dropout;
+mod answering;
+mod answers;
+mod basis;
+mod bench;
+mod beside;
+mod checkpoint;
+mod classes;
+mod curve;
+mod device;
+mod dropout;
 pub mod error;
 mod f1;
-pub mod fit;
-pub mod generate;
-pub mod hub;
-pub mod inputs;
-pub mod launch;
-pub mod learning_rate;
-pub mod metrics;
-pub mod open;
-pub mod output;
-pub mod pairs;
-pub mod paths;
-pub mod picture;
-pub mod planning;
+mod fit;
+mod generate;
+mod hub;
+mod inputs;
+#[doc(hidden)]
+pub mod inside;
+mod judging;
+mod launch;
+mod learning_rate;
+mod looking;
+mod metrics;
+mod open;
+mod output;
+mod pairs;
+mod paths;
+mod picture;
+mod planner;
+mod planning;
+mod probing;
 mod projectors;
-pub mod report;
-pub mod resident;
-pub mod stops;
+mod report;
+mod resident;
+mod stops;
 mod tally;
-pub mod threads;
-pub mod verify;
-pub mod wear;
+mod threads;
+mod verify;
+mod wear;
 
+pub use answering::{Answering, BadPrompt, Prompt};
+pub use answers::Answer;
+pub use bench::{
+    CheckpointsReport, GenerateReport, StepOptions, StepReport, generate as bench_generate,
+    step as bench_step,
+};
+pub use beside::PlannedAnswers;
+pub use curve::{Along, Curve, Point, STRATEGIES};
+pub use device::Device;
 pub use error::TrainError;
-// Errors of the crates below that [`TrainError`] carries, for whoever tells them apart.
-pub use lowtide_device::comm::{CommError, MeetError, Party};
-pub use lowtide_device::cuda::{CudaError, Gpu};
-pub use lowtide_executor::ExecError;
-pub use lowtide_files::{FileError, Foreign, JsonProblem};
-pub use lowtide_model::{FileDtype, ModelError};
-pub use lowtide_tiers::TierError;
+pub use fit::{
+    Background, Best, Evaluation, Export, Exported, export_checkpoint as export, lead, train,
+};
+pub use generate::{Passes, Sampling};
+pub use hub::{Names, resolve};
+pub use judging::Judging;
+pub use launch::{Launch, Met, follow};
+pub use looking::data;
+pub use open::load_model;
+pub use output::check::{Checked, check};
+pub use output::place::{Place, Taken};
+pub use planner::{OfCompression, OfExact, PlanMade, Planner, StepsOfWrites};
+pub use planning::Planned;
+pub use probing::{Probe, device};
+pub use report::{LaneCompared, Observer, Part, Phase, StepLine, TrainReport, WaitCompared, When};
+pub use verify::{VerifyReport, verify};
+pub use wear::Wear;
+
+// Of the crates below, what the values above are made of.
+pub use lowtide_device::cuda::Gpu;
+pub use lowtide_model::FileDtype;
 pub use lowtide_units::{Bytes, Seconds};
 pub use lowtide_workload::Workload;

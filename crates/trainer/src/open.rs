@@ -60,6 +60,16 @@ pub fn plan_decoding(run: &Run, how: Decoding) -> Result<Planned, TrainError> {
     Ok(basis.planned(device, plan, Trace::NONE))
 }
 
+/// A model, ready to be asked: its plan's session with the run's weights.
+///
+/// # Errors
+/// What cannot be reserved or read.
+pub fn load_model(run: &Run, planned: &Planned) -> Result<Session, TrainError> {
+    let mut session = open_session(run, planned)?;
+    load_weights(run, &mut session)?;
+    Ok(session)
+}
+
 /// Opens a session for a plan on the run's own disks. Nothing is traced.
 ///
 /// # Errors

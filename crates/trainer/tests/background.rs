@@ -14,9 +14,8 @@ use lowtide_planner::{Clip, Plan, Processor, Tier};
 use lowtide_session::{Ready, Session, SessionOptions};
 use lowtide_tiers::DirectFile;
 use lowtide_trainer::TrainError;
-use lowtide_trainer::checkpoint::background::{Sink, StagingPlan, Writer, write_out};
-use lowtide_trainer::checkpoint::write_state;
-use lowtide_trainer::output::folder::Folder;
+use lowtide_trainer::inside::Folder;
+use lowtide_trainer::inside::checkpoint::{Sink, StagingPlan, Writer, write_out, write_state};
 use lowtide_units::Bytes;
 use lowtide_workload::Dtype;
 

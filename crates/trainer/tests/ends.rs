@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 
 use lowtide_config::Run;
 use lowtide_session::Requests;
-use lowtide_trainer::TrainError;
-use lowtide_trainer::checkpoint::{directory, list};
-use lowtide_trainer::fit::train;
-use lowtide_trainer::report::{Observer, StepLine, TrainReport};
+use lowtide_trainer::inside::checkpoint::{directory, list};
+use lowtide_trainer::{Observer, StepLine, TrainError, TrainReport, train};
 use serde_json::{Map, Value, json};
 
 const HIDDEN: usize = 32;

@@ -15,8 +15,8 @@ use lowtide_executor::ExecError;
 use lowtide_model::{Checkpoint, Decoder as Model, Options, load_shape};
 use lowtide_planner::{Ahead, Choice, Clip, Processor, Tier};
 use lowtide_session::{Outcome, Session, SessionOptions};
-use lowtide_trainer::generate::{Decoder, Decoding, Places, Sampling, decode, steps};
-use lowtide_trainer::stops::Stops;
+use lowtide_trainer::Sampling;
+use lowtide_trainer::inside::{Decoder, Decoding, Places, Stops, decode, steps};
 use lowtide_units::Bytes;
 use lowtide_workload::{Batch, Dtype, Optimizer};
 

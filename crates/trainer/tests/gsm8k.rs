@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use lowtide_config::Run;
 use lowtide_model::{Checkpoint, load_shape};
 use lowtide_session::Requests;
-use lowtide_trainer::fit::train;
-use lowtide_trainer::report::Observer;
+use lowtide_trainer::{Observer, train};
 
 struct Silent;
 impl Observer for Silent {}

@@ -16,7 +16,7 @@ use lowtide_planner::{
     Task, Tensor, Tier, Use, Work, check,
 };
 use lowtide_session::{Session, SessionOptions};
-use lowtide_trainer::resident::Resident;
+use lowtide_trainer::inside::Resident;
 use lowtide_units::Bytes;
 use lowtide_workload::{
     Dtype, Lsp, ModelShape, Optimizer, ParamKind, Projector, UnitKind, Workload,

@@ -13,9 +13,7 @@ use lowtide_config::Run;
 use lowtide_session::CommitRecord;
 use lowtide_session::Requests;
 use lowtide_tiers::committed;
-use lowtide_trainer::TrainError;
-use lowtide_trainer::fit::train;
-use lowtide_trainer::report::{Observer, StepLine, TrainReport};
+use lowtide_trainer::{Observer, StepLine, TrainError, TrainReport, train};
 
 const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
  "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,

@@ -1,6 +1,6 @@
 //! What to do about ranks that cannot continue together.
 
-use lowtide_trainer::{CommError, MeetError};
+use lowtide_trainer::error::{CommError, MeetError};
 
 use super::cuda_advice;
 

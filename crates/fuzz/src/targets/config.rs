@@ -3,8 +3,7 @@
 use lowtide_config::Run;
 use lowtide_model::{Decoder, Options, config_json, describe, hf_tensors, parse_config_for};
 use lowtide_planner::{Budgets, Clip, Machine, Pins, Request};
-use lowtide_trainer::planning::shape_of;
-use lowtide_trainer::stops::stops_of;
+use lowtide_trainer::inside::{shape_of, stops_of};
 use lowtide_workload::{Batch, Dtype, Lsp, Projector};
 use std::sync::OnceLock;
 

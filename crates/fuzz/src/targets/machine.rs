@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use lowtide_model::{describe, parse_config};
 use lowtide_planner::explain::{explain, explain_choices, explain_updates, split};
 use lowtide_planner::{Budgets, Clip, Pins, PlanError, Request};
-use lowtide_trainer::planning::load_machine;
+use lowtide_trainer::inside::load_machine;
 use lowtide_units::Bytes;
 use lowtide_workload::{Batch, Workload};
 use serde_json::json;

@@ -1,6 +1,6 @@
 //! What a checkpoint says beside the state, `run.json`, and its state file held against that.
 
-use lowtide_trainer::checkpoint::{differences, look, read_run, run_path, verify};
+use lowtide_trainer::inside::checkpoint::{differences, look, read_run, run_path, verify};
 use serde_json::{Value, json};
 
 use super::told;

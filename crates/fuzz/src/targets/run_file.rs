@@ -18,9 +18,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
     let batch = run.batch();
     let _ = (batch.rows(), batch.tokens(), batch.input_bytes());
     let _ = (run.budget.disk_total(), run.data.has_eval());
-    let _ = lowtide_trainer::planning::pins_of(&run);
-    let _ = lowtide_trainer::planning::clip_of(&run);
-    let _ = lowtide_trainer::inputs::load_options(&run);
+    let _ = lowtide_trainer::inside::pins_of(&run);
+    let _ = lowtide_trainer::inside::clip_of(&run);
+    let _ = lowtide_trainer::inside::load_options(&run);
     for total in [1, 1000, u64::MAX] {
         assert!(run.train.schedule.warmup.steps(total) <= total.max(1 << 62));
     }

@@ -31,7 +31,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
 
 /// Does with a tokenizer and its template, if it has one, what a run does.
 pub(super) fn use_of(tokenizer: &Tokenizer) {
-    let _ = lowtide_trainer::stops::note_of_ends(tokenizer);
+    let _ = lowtide_trainer::inside::note_of_ends(tokenizer);
     let _ = end_of_turn(tokenizer);
     for line in CHATS {
         let chat: serde_json::Value = serde_json::from_str(line).expect("JSON");

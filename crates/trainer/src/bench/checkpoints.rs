@@ -148,7 +148,7 @@ pub(super) fn timed(
         waited: 0.0,
         writes: Vec::new(),
     };
-    for _ in 0..super::WARM_UP {
+    for _ in 0..super::StepOptions::WARM_UP {
         t.submit(session)?;
     }
     let begin = Instant::now();

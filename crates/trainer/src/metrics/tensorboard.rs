@@ -5,8 +5,6 @@
 //! (1), step (2), and either file version (3) or a summary (5) of values, each a tag (1) and a
 //! plain f32 (2) or a text (a tensor, 8, with metadata, 9).
 
-use std::path::Path;
-
 use super::appender::Appender;
 use crate::error::TrainError;
 use crate::output::folder::{Folder, Found};
@@ -48,8 +46,8 @@ impl EventFile {
     }
 
     /// Where the events go.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+    #[cfg(test)]
+    fn path(&self) -> &std::path::Path {
         self.records.path()
     }
 

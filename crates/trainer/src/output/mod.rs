@@ -25,6 +25,7 @@ pub mod check;
 pub mod folder;
 pub mod mark;
 pub(crate) mod overlap;
+pub mod place;
 pub mod replace;
 pub mod room;
 mod steps;

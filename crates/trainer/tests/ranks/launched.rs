@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use lowtide_config::Run;
 use lowtide_session::Requests;
-use lowtide_trainer::fit;
-use lowtide_trainer::launch::{Launch, follow};
-use lowtide_trainer::report::Observer;
+use lowtide_trainer::{Launch, Observer, follow, lead, train};
 
 use crate::gpus;
 
@@ -87,7 +85,7 @@ fn child() {
     let done = launch
         .meet(Ok(&run))
         .and_then(|met| match launch.world.rank {
-            0 => fit::lead(&run, &met, &mut Silent, &requests).map(drop),
+            0 => lead(&run, &met, &mut Silent, &requests).map(drop),
             _ => follow(&other(&run), &met, &requests),
         });
     let end = done.map_or_else(|e| e.to_string(), |()| "ended well".to_owned());
@@ -131,7 +129,7 @@ fn gpu_ranks_that_a_launcher_starts_give_the_bits_of_one_process_and_end_togethe
         let dir = tempfile::tempdir().expect("a folder");
         let dir = dir.path();
         let run = Run::load(&run_file(dir, "one", device, 5), &[]).expect("a valid run file");
-        fit::train(&run, &mut Silent, &Requests::new()).expect("trains");
+        train(&run, &mut Silent, &Requests::new()).expect("trains");
         let file = run_file(dir, "launched", device, 5);
         for mut rank in launched(&file) {
             rank.wait().expect("a child");
