@@ -405,6 +405,9 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::Cuda(e) | TrainError::Exec(ExecError::Device { source: e, .. }) => {
             cuda_advice(e)
         }
+        TrainError::Direct(_) => one(
+            "set plan.direct to never, or measure again what this machine can do: lowtide probe --disk DIR",
+        ),
         TrainError::Device(_) | TrainError::Stopped => Vec::new(),
         TrainError::Meet(e) => ranks::meeting_advice(e),
         TrainError::Launch(_) => ranks::launch_advice(),

@@ -88,6 +88,13 @@ fn table(m: &Machine) -> String {
             row("disk, both at once", gb(d.mixed.0)),
         ]),
     }
+    if let Some(direct) = m.disk.and_then(|d| d.direct) {
+        rows.extend([
+            row("disk to device", gb(direct.read.0)),
+            row("device to disk", gb(direct.write.0)),
+            row("both at once", gb(direct.mixed.0)),
+        ]);
+    }
     if !m.ops.is_empty() {
         rows.push(row("operations timed", m.ops.len().to_string()));
     }

@@ -220,6 +220,17 @@ const SPILLING: &[&str] = &[
     "budget.host=5GiB",
     "budget.disk=64GiB",
 ];
+/// Drives that reach the device, behind a slow link.
+const REACHING: &[&str] = &[
+    SPILLING[0],
+    SPILLING[1],
+    SPILLING[2],
+    SPILLING[3],
+    SPILLING[4],
+    SPILLING[5],
+    "plan.offload=disk",
+    "plan.machine=reaching.json",
+];
 const ANSWERS: &[&str] = &[
     "data.eval=answers.jsonl",
     "eval.generate.exact_match=true",
@@ -500,6 +511,7 @@ const ROWS: &[Row] = &[
     planned("plan.recompute", ["none", "all"], &[], plan),
     planned("plan.activations", ["recompute", "offload"], TIGHT, plan),
     planned("plan.offload", ["host", "disk"], SPILLING, plan),
+    planned("plan.direct", ["auto", "never"], REACHING, plan),
     planned("plan.min_gain", ["0", "1e6"], SPILLING, plan),
     planned("plan.prefetch", ["0", "2"], &["plan.weights=host"], plan),
     planned("plan.pieces", ["block", "split"], &[], plan),
@@ -634,6 +646,14 @@ fn prepare(case: &Scratch) {
     let mut renamed: Value = serde_json::from_str(&machine).expect("JSON");
     renamed["name"] = "another machine".into();
     case.write("renamed.json", renamed.to_string());
+    let mut reaching: Value = serde_json::from_str(&machine).expect("JSON");
+    let rate = json!(2e10);
+    reaching["disk"] = json!({
+        "read": rate, "write": rate, "mixed": rate, "latency": 1e-5,
+        "direct": {"read": rate, "write": rate, "mixed": rate, "latency": 1e-5}
+    });
+    (reaching["h2d"], reaching["d2h"]) = (json!(1e9), json!(1e9));
+    case.write("reaching.json", reaching.to_string());
     copy_over(&case.at("first/model"), &case.at("m2"));
     copy_over(&case.at("m"), &case.at("steep"));
     steepen(&case.at("steep/model.safetensors"));

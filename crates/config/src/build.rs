@@ -251,6 +251,7 @@ fn plan(low: &Low) -> Plan {
         }),
         activations: low.word("plan.activations"),
         offload: low.word("plan.offload"),
+        direct: low.word("plan.direct"),
         min_gain: low.number("plan.min_gain").expect("has a default"),
         prefetch: pinned("plan.prefetch").map(|value| match value {
             Value::Count(n) => blocks(n),

@@ -45,7 +45,7 @@ pub use run::{
     Train, Warmup,
 };
 pub use words::{
-    Activations, ClipMode, Device, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
+    Activations, ClipMode, Device, Direct, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
     Offload, OnError, Pieces, Reduce, ScheduleShape, SpikeAction, Strategy, TextBy, Tier, TrainOn,
     UpdateOn,
 };

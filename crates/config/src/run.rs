@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 
 use crate::error::ConfigError;
 use crate::words::{
-    Activations, ClipMode, Device, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
+    Activations, ClipMode, Device, Direct, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
     Offload, OnError, Pieces, ScheduleShape, SpikeAction, Strategy, TextBy, Tier, TrainOn,
     UpdateOn,
 };
@@ -483,6 +483,8 @@ pub struct Plan {
     pub activations: Option<Activations>,
     /// Where saved tensors go that leave the device.
     pub offload: Option<Offload>,
+    /// Whether bytes between disks and the device pass host memory.
+    pub direct: Option<Direct>,
     /// Seconds of a step that each TB written to the disks must save.
     pub min_gain: f64,
     /// Blocks fetched ahead, 0 to 8.

@@ -259,6 +259,14 @@ words! {
 }
 
 words! {
+    /// Whether bytes may go between disks and the device without passing host memory.
+    Direct {
+        /// all of them pass it
+        Never = "never",
+    }
+}
+
+words! {
     /// The order of micro-batches and blocks in one step.
     LoopOrder {
         /// for each block all micro-batches, then the next block: weights are fetched once a pass

@@ -151,6 +151,7 @@ fn placement_and_recording_are_not_in_it() {
         "plan.recompute=3",
         "plan.activations=offload",
         "plan.offload=host",
+        "plan.direct=never",
         "plan.min_gain=3",
         "plan.prefetch=1",
         "plan.pieces=split",

@@ -212,7 +212,7 @@ log: {every_steps: 10, report: false, tensorboard: false, trace: false}
         "strategy": {"name": "exact"},
         "plan": {"loop_order": "batch-major", "weights": "device", "optimizer": "disk",
             "gradients": "host", "inputs": "disk", "recompute": {"blocks": 12}, "activations": null,
-            "offload": null, "min_gain": 1.0,
+            "offload": null, "direct": null, "min_gain": 1.0,
             "prefetch": 2,
             "pieces": "split", "machine": "/runs/first/machine.json"},
         "eval": {"every_steps": 50, "batches": 4, "patience": 0,

@@ -84,6 +84,15 @@ impl Memory {
         }
     }
 
+    /// The memory of a CUDA device, for libraries that go straight to it; none of host memory.
+    #[must_use]
+    pub fn on_cuda(&self) -> Option<&DeviceMemory> {
+        match &self.store {
+            Store::Host { .. } => None,
+            Store::Cuda(memory) => Some(memory),
+        }
+    }
+
     /// Exactly what was asked for.
     #[must_use]
     pub fn bytes(&self) -> Bytes {

@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use lowtide_device::Queue;
-use lowtide_planner::{Lane, PartName, PerLane, Plan, TaskId, Work};
+use lowtide_planner::{Lane, PartName, PerLane, Plan, TaskId, Tier, Work};
 use lowtide_tiers::Ticket;
 
 use crate::bind::{Engine, submit_transfer};
@@ -28,6 +28,9 @@ use crate::timeline::{Edge, Event, seconds};
 /// blocks when the last blocks of this one are in flight; more would only hold slots longer.
 const AHEAD: u64 = 2;
 
+/// Bytes of a tier that is memory.
+pub(crate) type Place = (Tier, Range<u64>);
+
 /// A transfer that the drive has.
 struct Flying<S> {
     submission: Arc<Submission<S>>,
@@ -38,7 +41,7 @@ struct Flying<S> {
 
 /// What the lane shows of itself while it stands still.
 struct Shown {
-    flying: VecDeque<(PartName, TaskId, Range<u64>)>,
+    flying: VecDeque<(PartName, TaskId, Place)>,
     next: LaneState,
 }
 
@@ -190,7 +193,7 @@ impl<E: Engine> DiskLane<'_, E> {
     }
 
     /// A transfer goes to the drive: when.
-    fn take_off(&self, transfer: (PartName, TaskId, Range<u64>)) -> f64 {
+    fn take_off(&self, transfer: (PartName, TaskId, Place)) -> f64 {
         let mut shown = lock(&self.shown);
         let now = seconds(self.shared.epoch);
         if shown.flying.is_empty() {
@@ -221,27 +224,29 @@ pub(crate) fn is_transfer(work: Work) -> bool {
     matches!(work, Work::Read | Work::Write)
 }
 
-/// The bytes of the host arena that a transfer reads or writes; empty for other work.
-pub(crate) fn memory_of<S>(plan: &Plan, s: &Submission<S>, task: TaskId) -> Range<u64> {
+/// The bytes of memory that a transfer reads or writes; none for other work.
+pub(crate) fn memory_of<S>(plan: &Plan, s: &Submission<S>, task: TaskId) -> Place {
     let task = &plan.part(s.part)[task];
     let arg = match task.work {
         Work::Read => &task.args[1],
         Work::Write => &task.args[0],
-        _ => return 0..0,
+        _ => return (Tier::Host, 0..0),
     };
-    let start = plan.slots[plan.shifted(arg.slot, s.shift)].offset + arg.offset;
-    start..start + arg.bytes
+    let slot = &plan.slots[plan.shifted(arg.slot, s.shift)];
+    let start = slot.offset + arg.offset;
+    (slot.tier, start..start + arg.bytes)
 }
 
 /// How many tasks of the lane before this one may be unfinished when it begins. `memory` is its own,
 /// `flying` that of the lane's transfers that have not ended.
 pub(crate) fn ahead<'a>(
     work: Work,
-    memory: &Range<u64>,
-    mut flying: impl Iterator<Item = &'a Range<u64>>,
+    (tier, memory): &Place,
+    mut flying: impl Iterator<Item = &'a Place>,
 ) -> u64 {
-    let mut is_being_filled =
-        || flying.any(|other| other.start < memory.end && memory.start < other.end);
+    let mut is_being_filled = || {
+        flying.any(|(of, other)| of == tier && other.start < memory.end && memory.start < other.end)
+    };
     let alone = !is_transfer(work) || (work == Work::Read && is_being_filled());
     if alone { 0 } else { AHEAD - 1 }
 }

@@ -5,7 +5,6 @@
 //! because another transfer has to wait for it on the drive.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 
 use lowtide_device::Queue;
@@ -13,7 +12,7 @@ use lowtide_planner::{Lane, LaneKind, PerLane, TaskId, Work};
 use lowtide_tiers::{Extent, Kind};
 
 use crate::bind::{Engine, extent_of, submit_transfer};
-use crate::disk_lane::{ahead, is_transfer, memory_of};
+use crate::disk_lane::{Place, ahead, is_transfer, memory_of};
 use crate::error::ExecError;
 use crate::parts::Submission;
 use crate::shared::{LaneState, Shared, lock};
@@ -38,7 +37,7 @@ pub(crate) struct Shuffle<E: Engine> {
 struct Flight<E: Engine> {
     lane: Lane,
     waiting: Waiting<E>,
-    memory: Range<u64>,
+    memory: Place,
     kind: Kind,
     extent: Extent,
     start: f64,

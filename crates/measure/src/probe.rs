@@ -10,13 +10,15 @@ use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lowtide_device::cuda::{self, Gpu};
+use lowtide_device::cuda::{self, CudaError, Gpu, NoDirect};
 use lowtide_device::{Memory, Queue, memory};
 use lowtide_kernels::gradient;
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_kernels::update::{self, Hyper, Operands, Segment, Types};
 use lowtide_model::Decoder;
-use lowtide_planner::{DiskRates, Lane, Machine, Shared, Source, Together, UpdateRate, Updates};
+use lowtide_planner::{
+    DirectRates, DiskRates, Lane, Machine, Shared, Source, Together, UpdateRate, Updates,
+};
 use lowtide_tiers::{Arena, Fill, MadeDirs, ProbeConfig, TierError, process};
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 use lowtide_workload::{Dtype, Optimizer, Param};
@@ -111,6 +113,14 @@ pub fn probe(
         together,
         ..machine
     };
+    if let (Some(gpu), Some(disk)) = (&options.gpu, &mut machine.disk) {
+        match direct_rates(gpu, &options.drives, options.seconds) {
+            Ok(direct) => disk.direct = Some(direct),
+            Err(why) => {
+                machine.note += &format!("; drives and GPU through the host: {}", short(&why))
+            }
+        }
+    }
     if let Some(disk) = &machine.disk {
         disk.settle(&mut machine.together);
     }
@@ -471,21 +481,7 @@ fn wake_time() -> f64 {
 fn disk_rates(drives: &[Drive], seconds: f64) -> Result<DiskRates, TierError> {
     let (mut read, mut write, mut mixed) = (0.0, 0.0, 0.0);
     for Drive { dir, most } in drives {
-        // A run's start has less time than a probe, which waits until a drive's first burst is over: a
-        // run moves tens of gigabytes without a pause. A shared drive's rate changes by a third from one
-        // second to the next.
-        let (bytes, seconds) = if seconds < THOROUGH {
-            (Bytes::GIB, seconds.max(0.1))
-        } else {
-            (Bytes::GIB * 4, seconds.max(5.0))
-        };
-        let config = ProbeConfig {
-            bytes,
-            time: Duration::from_secs_f64(seconds),
-            ..ProbeConfig::default()
-        };
-        let config = most.map_or(config, |most| config.within(most));
-        let rates = lowtide_tiers::probe(dir, &config)?;
+        let rates = lowtide_tiers::probe(dir, &drive_config(*most, seconds))?;
         // Striping by measured rate makes them add up.
         read += rates.read.0;
         write += rates.write.0;
@@ -497,7 +493,52 @@ fn disk_rates(drives: &[Drive], seconds: f64) -> Result<DiskRates, TierError> {
         mixed: BytesPerSecond(mixed),
         latency: Seconds(2e-4),
         rated_writes: None,
+        direct: None,
     })
+}
+
+/// How each drive is measured. A run's start has less time than a probe, which waits until a drive's first burst is
+/// over: a run moves tens of gigabytes without a pause. A shared drive's rate changes by a third from one second to the
+/// next.
+fn drive_config(most: Option<Bytes>, seconds: f64) -> ProbeConfig {
+    let (bytes, seconds) = if seconds < THOROUGH {
+        (Bytes::GIB, seconds.max(0.1))
+    } else {
+        (Bytes::GIB * 4, seconds.max(5.0))
+    };
+    let config = ProbeConfig {
+        bytes,
+        time: Duration::from_secs_f64(seconds),
+        ..ProbeConfig::default()
+    };
+    most.map_or(config, |most| config.within(most))
+}
+
+/// Rates of all drives when they move bytes from and to the GPU's memory past the host.
+fn direct_rates(gpu: &Gpu, drives: &[Drive], seconds: f64) -> Result<DirectRates, NoDirect> {
+    let (mut read, mut write, mut mixed) = (0.0, 0.0, 0.0);
+    for Drive { dir, most } in drives {
+        let rates = cuda::direct_rates(gpu, dir, &drive_config(*most, seconds))?;
+        read += rates.read.0;
+        write += rates.write.0;
+        mixed += rates.mixed.0;
+    }
+    Ok(DirectRates {
+        read: BytesPerSecond(read),
+        write: BytesPerSecond(write),
+        mixed: BytesPerSecond(mixed),
+        latency: Seconds(2e-4),
+    })
+}
+
+/// Why, in a line: not every folder that was searched.
+fn short(why: &NoDirect) -> String {
+    match why {
+        NoDirect::Cuda(CudaError::Library { library, .. }) => {
+            format!("{} was not found", library.file())
+        }
+        why => why.to_string(),
+    }
 }
 
 #[cfg(test)]

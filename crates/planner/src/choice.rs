@@ -117,6 +117,41 @@ impl Ahead {
     }
 }
 
+/// Which transfers between drives and device pass no host memory, where the drives reach the device's. Optimizer
+/// state, and new weights on their way to a drive, pass it whatever this says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Direct {
+    /// Reads of weights, local tensors and accumulators.
+    pub read: bool,
+    /// Writes of local tensors and accumulators.
+    pub write: bool,
+}
+
+impl Direct {
+    /// None of them.
+    pub const NONE: Self = Self {
+        read: false,
+        write: false,
+    };
+
+    /// All of them.
+    pub const BOTH: Self = Self {
+        read: true,
+        write: true,
+    };
+
+    /// Whether there are any.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.read || self.write
+    }
+
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+    fn none(&self) -> bool {
+        !self.any()
+    }
+}
+
 /// Every choice of one plan.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Choice {
@@ -150,6 +185,9 @@ pub struct Choice {
     /// The optimizer state then lives on disk alone; `weights` on device or host is a copy.
     #[serde(default)]
     pub durable: bool,
+    /// Which transfers pass no host memory.
+    #[serde(default, skip_serializing_if = "Direct::none")]
+    pub direct: Direct,
 }
 
 impl Choice {
@@ -174,6 +212,7 @@ impl Choice {
             carry: Tier::Device,
             round: 0,
             durable: false,
+            direct: Direct::NONE,
         }
     }
 

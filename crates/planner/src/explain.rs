@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::choice::{LoopOrder, Processor};
 use crate::machine::Machine;
-use crate::plan::{Lane, LaneKind, PieceId, Plan, Tensor, Tier, TierUse};
+use crate::plan::{Lane, LaneKind, PieceId, Plan, Tensor, Tier, TierUse, Work};
 
 /// A lane's name for people: on a machine without a GPU the device's work is the device's.
 #[must_use]
@@ -161,7 +161,27 @@ pub fn explain(plan: &Plan, w: &Workload, cuda: bool) -> String {
             p.disk_bytes_read, p.disk_bytes_written
         );
     }
+    if plan.reaches_device() {
+        let [read, written] = direct(plan);
+        let _ = writeln!(
+            text,
+            "without host memory: {read} read into the device's memory, {written} written from it a step"
+        );
+    }
     text
+}
+
+/// Bytes that a steady step reads from the drives into the device's memory, and that it writes from there.
+fn direct(plan: &Plan) -> [Bytes; 2] {
+    let steady = plan.rounds().steady().into_iter();
+    let mut sums = [Bytes::ZERO; 2];
+    for (part, times) in steady {
+        for task in plan.part(part).iter().filter(|t| plan.is_direct(t)) {
+            let way = usize::from(task.work == Work::Write);
+            sums[way] += task.moved(plan.ranks) * u64::from(times);
+        }
+    }
+    sums
 }
 
 /// How a plan turned the planner's knobs, in a line.

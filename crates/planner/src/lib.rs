@@ -30,8 +30,12 @@ mod updates;
 pub mod waits;
 
 pub use build::build;
-pub use choice::{Activations, Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
-pub use machine::{BadRate, DiskRates, Machine, NetRates, NetworkRates, Shared, Source};
+pub use choice::{
+    Activations, Ahead, Budgets, Choice, Clip, Direct, LoopOrder, Pieces, Processor, Saved,
+};
+pub use machine::{
+    BadRate, DirectRates, DiskRates, Machine, NetRates, NetworkRates, Shared, Source,
+};
 pub use plan::{
     Arg, Lane, LaneKind, PartName, PerLane, PerPart, PerTier, Phase, Piece, PieceId, Plan, Slot,
     SlotId, Task, TaskId, Tensor, Tier, Use, Version, Work,
@@ -43,6 +47,8 @@ pub use updates::{UpdateRate, Updates};
 
 #[cfg(test)]
 mod decode_tests;
+#[cfg(test)]
+mod direct_tests;
 #[cfg(test)]
 mod durable_tests;
 #[cfg(test)]

@@ -1,4 +1,6 @@
 //! What a machine can do: rates, and what lanes share. Measured, with a date.
+//!
+//! One file because a machine's file is one table, and what follows from a rate stands beside it.
 
 use std::collections::BTreeMap;
 
@@ -32,6 +34,43 @@ pub struct BadRate {
     pub need: &'static str,
 }
 
+/// Transfers between drives and the device's memory that pass no host memory.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DirectRates {
+    /// Rate of reads while nothing is written.
+    pub read: BytesPerSecond,
+    /// Rate of writes while nothing is read.
+    pub write: BytesPerSecond,
+    /// Reads and writes at once, as many bytes of each: the sum of both rates.
+    pub mixed: BytesPerSecond,
+    /// Time of the smallest transfer.
+    pub latency: Seconds,
+}
+
+impl DirectRates {
+    /// As each of so many ranks has them.
+    fn share(self, ranks: u32) -> Self {
+        let part = |rate: BytesPerSecond| BytesPerSecond(rate.0 / f64::from(ranks));
+        Self {
+            read: part(self.read),
+            write: part(self.write),
+            mixed: part(self.mixed),
+            latency: self.latency,
+        }
+    }
+
+    /// The means of two measurements.
+    fn mean(self, other: Self) -> Self {
+        let rate = |a: BytesPerSecond, b: BytesPerSecond| BytesPerSecond((a.0 + b.0) / 2.0);
+        Self {
+            read: rate(self.read, other.read),
+            write: rate(self.write, other.write),
+            mixed: rate(self.mixed, other.mixed),
+            latency: Seconds((self.latency.0 + other.latency.0) / 2.0),
+        }
+    }
+}
+
 /// One drive, or several that are striped.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiskRates {
@@ -46,6 +85,9 @@ pub struct DiskRates {
     /// Bytes that the drives together are rated for over their life, as their maker says; never measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rated_writes: Option<Bytes>,
+    /// The same drives and the device's memory, where they were found to reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct: Option<DirectRates>,
 }
 
 impl DiskRates {
@@ -75,6 +117,7 @@ impl DiskRates {
             mixed: rate(self.mixed, other.mixed),
             latency: Seconds((self.latency.0 + other.latency.0) / 2.0),
             rated_writes: self.rated_writes.or(other.rated_writes),
+            direct: self.direct.zip(other.direct).map(|(a, b)| a.mean(b)),
         }
     }
 }
@@ -219,6 +262,12 @@ impl Machine {
             rate("disk.write", disk.write.0)?;
             rate("disk.mixed", disk.mixed.0)?;
             seconds("disk.latency", disk.latency)?;
+            if let Some(direct) = &disk.direct {
+                rate("disk.direct.read", direct.read.0)?;
+                rate("disk.direct.write", direct.write.0)?;
+                rate("disk.direct.mixed", direct.mixed.0)?;
+                seconds("disk.direct.latency", direct.latency)?;
+            }
         }
         if let Some(net) = &self.net {
             rate("net.rate", net.rate.0)?;
@@ -333,6 +382,7 @@ impl Machine {
             disk.read = part(disk.read);
             disk.write = part(disk.write);
             disk.mixed = part(disk.mixed);
+            disk.direct = disk.direct.map(|direct| direct.share(ranks));
         }
         if self.cuda {
             let divided = [LaneKind::Host, LaneKind::Disk].map(LaneKind::name);
@@ -363,7 +413,7 @@ impl Machine {
         machine
     }
 
-    /// Time of a transfer from or to the drives, alone.
+    /// Time of a transfer between host memory and the drives, alone.
     #[must_use]
     pub fn disk(&self, lane: Lane, bytes: Bytes) -> Seconds {
         let disk = self.disk.unwrap_or(SLOWEST);
@@ -373,6 +423,29 @@ impl Machine {
             disk.write
         };
         bytes / rate + disk.latency
+    }
+
+    /// Time of a transfer between the device's memory and the drives, alone. Of a machine that does not say how fast
+    /// these are that of a slow drive.
+    #[must_use]
+    pub fn direct(&self, lane: Lane, bytes: Bytes) -> Seconds {
+        let direct = self.disk.and_then(|d| d.direct).unwrap_or(SLOWEST_DIRECT);
+        let rate = if lane == Lane::DISK_READ {
+            direct.read
+        } else {
+            direct.write
+        };
+        bytes / rate + direct.latency
+    }
+
+    /// How much longer a direct transfer takes than the speeds of the disk lanes say, in a step that reads drives and
+    /// writes them. Those speeds are of transfers that pass the host; direct ones have a mixed rate of their own. What
+    /// lanes of other kinds and direct transfers cost each other is taken as it is for those that pass the host.
+    #[must_use]
+    pub(crate) fn direct_mix(&self) -> f64 {
+        let direct = self.disk.and_then(|d| d.direct).unwrap_or(SLOWEST_DIRECT);
+        let fair = fair_mix(direct.read, direct.write, direct.mixed);
+        self.disk_mix_factor() / fair
     }
 
     /// Time of an update, alone: at the optimizer's own rate, or at another's as
@@ -403,9 +476,14 @@ impl Machine {
     /// Measured mixed rate over what fair sharing of the two alone would give.
     pub(crate) fn fair_mix_factor(&self) -> f64 {
         let Some(d) = self.disk else { return 1.0 };
-        let fair = 2.0 / (1.0 / d.read.0 + 1.0 / d.write.0);
-        (d.mixed.0 / fair).clamp(0.25, 2.0)
+        fair_mix(d.read, d.write, d.mixed)
     }
+}
+
+/// A mixed rate over what fair sharing of two rates alone would give.
+fn fair_mix(read: BytesPerSecond, write: BytesPerSecond, mixed: BytesPerSecond) -> f64 {
+    let fair = 2.0 / (1.0 / read.0 + 1.0 / write.0);
+    (mixed.0 / fair).clamp(0.25, 2.0)
 }
 
 /// Stands in where a machine has no rates of what ranks exchange: slow.
@@ -424,6 +502,15 @@ const SLOWEST: DiskRates = DiskRates {
     mixed: BytesPerSecond(0.5e9),
     latency: Seconds(1e-3),
     rated_writes: None,
+    direct: None,
+};
+
+/// The same of transfers that pass no host memory.
+const SLOWEST_DIRECT: DirectRates = DirectRates {
+    read: SLOWEST.read,
+    write: SLOWEST.write,
+    mixed: SLOWEST.mixed,
+    latency: SLOWEST.latency,
 };
 
 #[cfg(test)]
@@ -436,8 +523,12 @@ mod tests {
     fn values_that_no_machine_has_are_found() {
         let whole = testing::machine();
         whole.check().expect("the tests' machine");
+        fn direct(m: &mut Machine) -> &mut DirectRates {
+            let disk = m.disk.as_mut().expect("a drive");
+            disk.direct.get_or_insert(SLOWEST_DIRECT)
+        }
         type Number = (&'static str, fn(&mut Machine) -> &mut f64);
-        let numbers: [Number; 14] = [
+        let numbers: [Number; 18] = [
             ("matmul_bf16", |m| &mut m.matmul_bf16.0),
             ("matmul_f32", |m| &mut m.matmul_f32.0),
             ("device_memory", |m| &mut m.device_memory.0),
@@ -464,6 +555,10 @@ mod tests {
             ("disk.latency", |m| {
                 &mut m.disk.as_mut().expect("a drive").latency.0
             }),
+            ("disk.direct.read", |m| &mut direct(m).read.0),
+            ("disk.direct.write", |m| &mut direct(m).write.0),
+            ("disk.direct.mixed", |m| &mut direct(m).mixed.0),
+            ("disk.direct.latency", |m| &mut direct(m).latency.0),
         ];
         for (key, number) in numbers {
             for value in [-1.0, 1e300, f64::NAN, f64::INFINITY] {

@@ -303,9 +303,9 @@ pub enum Work {
     },
     /// Copies args\[0\] to args\[1\] between device and host.
     Copy,
-    /// Reads the extent args\[0\] into the host slot args\[1\].
+    /// Reads the extent args\[0\] into args\[1\], on the host or, where the drives reach it, on the device.
     Read,
-    /// Writes the host slot args\[0\] to the extent args\[1\].
+    /// Writes args\[0\], on the host or, where the drives reach it, on the device, to the extent args\[1\].
     Write,
     /// Fills the host slot args\[0\] with a micro-batch's inputs.
     Load {
@@ -367,6 +367,12 @@ pub struct Task {
 }
 
 impl Task {
+    /// Whether it moves bytes between a drive and the device's memory, with the tier of each slot.
+    pub(crate) fn is_direct(&self, tier: impl Fn(SlotId) -> Tier) -> bool {
+        let transfer = matches!(self.work, Work::Read | Work::Write);
+        transfer && self.args.iter().any(|a| tier(a.slot) == Tier::Device)
+    }
+
     /// Bytes that it moves between tiers, or that each of so many ranks gets from all others; none of other work.
     #[must_use]
     pub fn moved(&self, ranks: u32) -> Bytes {
@@ -541,6 +547,19 @@ impl Plan {
     #[must_use]
     pub fn seam(&self, from: PartName, to: PartName) -> Option<&Seam> {
         self.seams.iter().find(|s| s.from == from && s.to == to)
+    }
+
+    /// Whether a task moves bytes between a drive and the device's memory that pass no host memory.
+    #[must_use]
+    pub fn is_direct(&self, task: &Task) -> bool {
+        task.is_direct(|slot| self.slots[slot].tier)
+    }
+
+    /// Whether any task does.
+    #[must_use]
+    pub fn reaches_device(&self) -> bool {
+        let mut tasks = self.parts.values().flat_map(|part| part.iter());
+        tasks.any(|task| self.is_direct(task))
     }
 
     /// Use of a tier.

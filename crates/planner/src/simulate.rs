@@ -29,7 +29,7 @@ pub fn alone(
 ) -> List<TaskId, Seconds> {
     plan.part(part)
         .iter()
-        .map(|t| task_alone(&plan.pieces, w, machine, t))
+        .map(|t| task_alone(&plan.pieces, w, machine, t, plan.is_direct(t)))
         .collect()
 }
 
@@ -38,6 +38,7 @@ fn task_alone(
     w: &Workload,
     machine: &Machine,
     task: &Task,
+    direct: bool,
 ) -> Seconds {
     let bytes = || Bytes(task.args[0].bytes);
     match task.work {
@@ -64,6 +65,7 @@ fn task_alone(
                 + machine.op_overhead
         }
         Work::Copy => machine.copy(task.lane, bytes()),
+        Work::Read | Work::Write if direct => machine.direct(task.lane, bytes()),
         Work::Read | Work::Write => machine.disk(task.lane, bytes()),
         Work::AllGather { .. } | Work::AllToAll { .. } => machine.exchange(task.moved(w.ranks)),
         // The record and what the drives still hold; how long that takes is not measured.
@@ -99,6 +101,26 @@ impl Simulated {
             .map(|t| t.0)
             .fold(f64::INFINITY, f64::min)
     }
+}
+
+/// Times of tasks; in a step that reads drives and writes them (`both_ways`) those of direct transfers such that the
+/// speeds of the disk lanes, which are of others, give their own mixed rate.
+fn mixed(
+    plan: &Plan,
+    machine: &Machine,
+    mut times: PerPart<List<TaskId, Seconds>>,
+    both_ways: bool,
+) -> PerPart<List<TaskId, Seconds>> {
+    let longer = machine.direct_mix();
+    let parts = PartName::ALL.into_iter();
+    for p in parts.filter(|_| both_ways && plan.choice.direct.any()) {
+        for (time, task) in times[p].iter_mut().zip(plan.part(p)) {
+            if plan.is_direct(task) {
+                *time = *time * longer;
+            }
+        }
+    }
+    times
 }
 
 struct Running {
@@ -138,7 +160,9 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
         let tasks = |&p: &PartName| plan.part(p).iter().any(|t| t.lane == lane);
         sequence.iter().any(tasks)
     };
-    let mut speeds = Speeds::new(machine, on(Lane::DISK_READ) && on(Lane::DISK_WRITE));
+    let both_ways = on(Lane::DISK_READ) && on(Lane::DISK_WRITE);
+    let mut speeds = Speeds::new(machine, both_ways);
+    let times = mixed(plan, machine, times, both_ways);
     let mut out = Simulated {
         parts: sequence
             .iter()
@@ -243,13 +267,20 @@ pub(crate) fn busy(
     pieces: &List<PieceId, Piece>,
     w: &Workload,
     machine: &Machine,
+    direct: impl Fn(&Task) -> bool,
 ) -> Busy {
     let mut lanes = vec![LaneUse::default(); LaneKind::ALL.len()];
     let (mut written, mut read) = (Bytes::ZERO, Bytes::ZERO);
     let (mut reads, mut writes) = (Seconds::ZERO, Seconds::ZERO);
+    // Direct transfers among them, at the speed of others.
+    let mut longer = Seconds::ZERO;
     for &(tasks, times) in parts {
         for task in tasks {
-            let time = task_alone(pieces, w, machine, task) * f64::from(times);
+            let direct = direct(task);
+            let time = task_alone(pieces, w, machine, task, direct) * f64::from(times);
+            if direct {
+                longer += time * (machine.direct_mix() - 1.0);
+            }
             let lane = &mut lanes[task.lane.kind as usize];
             lane.busy_seconds += time;
             lane.tasks += times;
@@ -269,7 +300,7 @@ pub(crate) fn busy(
         }
     }
     // Reads and writes of the drives may overlap; what no schedule can beat is their joint bound.
-    let together = (reads + writes) * (1.0 / machine.disk_mix_factor().max(1.0));
+    let together = (reads + writes + longer) * (1.0 / machine.disk_mix_factor().max(1.0));
     lanes[LaneKind::Disk as usize].busy_seconds = reads.max(writes).max(together);
     let busiest = lanes
         .iter()
@@ -357,7 +388,7 @@ pub fn predict(plan: &Plan, w: &Workload, machine: &Machine) -> Prediction {
         written,
         read,
         busiest,
-    } = busy(&parts, &plan.pieces, w, machine);
+    } = busy(&parts, &plan.pieces, w, machine, |t| plan.is_direct(t));
     let lanes = lanes[..plan.lane_kinds().len()].to_vec();
     let ruling_lane = (0..lanes.len())
         .max_by(|&a, &b| lanes[a].busy_seconds.0.total_cmp(&lanes[b].busy_seconds.0))

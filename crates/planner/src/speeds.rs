@@ -166,6 +166,7 @@ mod tests {
             mixed: rate(2.5),
             latency: Seconds(0.0),
             rated_writes: None,
+            direct: None,
         };
         let (read, write) = (Lane::DISK_READ, Lane::DISK_WRITE);
         let untouched = Together::of([(read, 0.9), (Lane::HOST, 0.9)]);

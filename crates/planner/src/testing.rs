@@ -44,6 +44,7 @@ pub(crate) fn machine() -> Machine {
             mixed: BytesPerSecond(1.2e9),
             latency: Seconds(1e-4),
             rated_writes: None,
+            direct: None,
         }),
         shared: vec![Shared {
             name: "host memory".into(),

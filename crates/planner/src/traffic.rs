@@ -34,15 +34,22 @@ pub fn traffic(plan: &Plan) -> [Traffic; 4] {
                 (Work::Write, _) => 3,
                 _ => continue,
             };
-            let to = &mut all[way];
-            let sum = match plan.slots[task.args[0].slot].tensor {
-                Tensor::Weight(p) if plan.pieces[p].frozen => &mut to.frozen,
-                Tensor::Weight(_) | Tensor::Shard(_) => &mut to.weights,
-                Tensor::Gradient(_) | Tensor::Accumulator(_) => &mut to.gradients,
-                Tensor::State(_) => &mut to.state,
-                _ => &mut to.others,
+            // What passes no host memory comes to the device, or leaves it, all the same.
+            let ways = match plan.is_direct(task) {
+                true => vec![way, way - 2],
+                false => vec![way],
             };
-            *sum += Bytes(task.args[0].bytes * u64::from(times));
+            for way in ways {
+                let to = &mut all[way];
+                let sum = match plan.slots[task.args[0].slot].tensor {
+                    Tensor::Weight(p) if plan.pieces[p].frozen => &mut to.frozen,
+                    Tensor::Weight(_) | Tensor::Shard(_) => &mut to.weights,
+                    Tensor::Gradient(_) | Tensor::Accumulator(_) => &mut to.gradients,
+                    Tensor::State(_) => &mut to.state,
+                    _ => &mut to.others,
+                };
+                *sum += Bytes(task.args[0].bytes * u64::from(times));
+            }
         }
     }
     all

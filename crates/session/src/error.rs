@@ -11,6 +11,9 @@ pub enum SessionError {
     /// The CUDA device.
     #[error(transparent)]
     Cuda(#[from] lowtide_device::cuda::CudaError),
+    /// The plan moves bytes between drives and the GPU's memory past the host's, and the drives do not reach it.
+    #[error("this plan's drives are to reach the GPU's memory: {0}")]
+    Direct(#[from] lowtide_device::cuda::NoDirect),
     /// A task failed.
     #[error(transparent)]
     Exec(#[from] lowtide_executor::ExecError),

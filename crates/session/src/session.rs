@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lowtide_device::cuda::Gpu;
+use lowtide_device::cuda::{self, Gpu};
 use lowtide_device::{Lent, Memory, memory};
 use lowtide_executor::{ExecError, Idle, Measured, Mode, Options, Runner, Tiers, Trace};
 use lowtide_kernels::update::Hyper;
@@ -169,7 +169,12 @@ fn tiers_of(
     disk: DiskChoice,
     config: Option<DiskConfig>,
 ) -> Result<Tiers, SessionError> {
-    let (device, host) = reserve(plan, options.gpu.as_ref(), options.poison)?;
+    let (mut device, host) = reserve(plan, options.gpu.as_ref(), options.poison)?;
+    // On the CPU device its memory is like the host's to a drive.
+    let past_host = options.gpu.is_some() && plan.reaches_device();
+    if let Some(config) = config.as_ref().filter(|_| past_host) {
+        cuda::try_direct(&mut device, config.drives.iter().map(|drive| &*drive.dir))?;
+    }
     let disk = match (disk, config) {
         (DiskChoice::Open(disk), _) => Some(disk),
         (_, Some(config)) => Some(Disk::open(&config, Some(host.arena()))?),
@@ -179,6 +184,9 @@ fn tiers_of(
         && plan.choice.durable
     {
         disk.set_versions(durable_extents(plan))?;
+    }
+    if let Some(disk) = disk.as_ref().filter(|_| past_host) {
+        cuda::reach_direct(&device, disk)?;
     }
     let mut tiers = Tiers { device, host, disk };
     // The clip factor has a value before the first norm.

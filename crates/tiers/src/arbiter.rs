@@ -18,11 +18,12 @@ use lowtide_units::Bytes;
 use crate::extent::Extent;
 use crate::lane::{Io, Lane, Made, Wake};
 use crate::queue::{Job, Queue};
+use crate::reach::{Memory, Pool, Reach};
 use crate::request::{Counters, Kind};
 use crate::stripe::Stripe;
 use crate::ticket::Part;
 use crate::versions::Versions;
-use crate::{ALIGN, Checksums, RawRange, TierError};
+use crate::{ALIGN, Checksums, TierError};
 
 /// How often in a row a block may be interrupted or move nothing before it counts as failed;
 /// after the first few, with [`PAUSE`] between.
@@ -40,6 +41,8 @@ pub(crate) struct Setup {
     pub(crate) depth: usize,
     pub(crate) checksums: Option<Arc<Checksums>>,
     pub(crate) versions: Arc<OnceLock<Versions>>,
+    /// Set where drives reach a device's memory.
+    pub(crate) reach: Arc<OnceLock<Arc<dyn Reach>>>,
 }
 
 /// One drive's part of a request.
@@ -48,7 +51,7 @@ pub(crate) struct Piece {
     /// The whole request's extent, of which `local` is this drive's part.
     pub(crate) extent: Extent,
     /// The whole request's memory, as long as `extent`.
-    pub(crate) memory: RawRange,
+    pub(crate) memory: Memory,
     pub(crate) deadline: u64,
     pub(crate) local: Range<u64>,
     pub(crate) part: Part,
@@ -113,8 +116,8 @@ impl Arbiter {
             let closing = closing;
             match make() {
                 Ok((lane, wake, how)) => {
-                    let _ = answer.send(Ok((wake, how)));
-                    Loop::new(setup, Arc::clone(&closing.0), lane).run();
+                    let _ = answer.send(Ok((Arc::clone(&wake), how)));
+                    Loop::new(setup, Arc::clone(&closing.0), lane, wake).run();
                 }
                 Err(error) => {
                     let _ = answer.send(Err(error));
@@ -192,6 +195,9 @@ struct Loop {
     // Dropped before the queue, also by a panic: dropping the lane waits until nothing is in flight, and only then
     // does the queue's drop fail the tickets. So no ticket fails while its memory is still in use.
     lane: Box<dyn Lane>,
+    /// Made for the first block of a device. Dropped before the queue as the lane is, and for the same reason.
+    pool: Option<Pool>,
+    wake: Arc<dyn Wake>,
     queue: Queue<Piece>,
     slots: Vec<Option<Block>>,
     free: Vec<usize>,
@@ -201,6 +207,8 @@ struct Loop {
 struct Block {
     seq: u64,
     io: Io,
+    /// Its memory is a device's.
+    direct: bool,
     /// Its first byte in the flat address space.
     flat: u64,
     /// Bytes of it that have moved: what is left is a multiple of [`ALIGN`].
@@ -210,7 +218,7 @@ struct Block {
 }
 
 impl Loop {
-    fn new(setup: Setup, shared: Arc<Shared>, lane: Box<dyn Lane>) -> Self {
+    fn new(setup: Setup, shared: Arc<Shared>, lane: Box<dyn Lane>, wake: Arc<dyn Wake>) -> Self {
         let queue = Queue::new(setup.block);
         let slots = (0..setup.depth).map(|_| None).collect();
         let free = (0..setup.depth).rev().collect();
@@ -218,10 +226,30 @@ impl Loop {
             setup,
             shared,
             lane,
+            pool: None,
+            wake,
             queue,
             slots,
             free,
         }
+    }
+
+    /// Sends a block on its way.
+    fn start(&mut self, slot: usize, io: Io, direct: bool) {
+        if !direct {
+            return self.lane.start(slot, io);
+        }
+        let Setup {
+            drive,
+            reach,
+            depth,
+            ..
+        } = &self.setup;
+        let pool = self.pool.get_or_insert_with(|| {
+            let reach = reach.get().expect("asked for by `Disk::submit_device`");
+            Pool::new(*drive, reach, *depth, &self.wake)
+        });
+        pool.start(slot, io);
     }
 
     fn run(mut self) {
@@ -240,6 +268,9 @@ impl Loop {
                 return;
             }
             self.lane.wait(&mut ended);
+            if let Some(pool) = &self.pool {
+                ended.append(&mut pool.take());
+            }
             for (slot, result) in ended.drain(..) {
                 self.step(slot, result);
             }
@@ -248,33 +279,31 @@ impl Loop {
 
     /// Starts blocks while there are slots and something may go.
     fn fill(&mut self) {
-        let Setup {
-            drive,
-            stripe,
-            data,
-            ..
-        } = &self.setup;
+        let (drive, data) = (self.setup.drive, self.setup.data);
+        let stripe = Arc::clone(&self.setup.stripe);
         while let Some(&slot) = self.free.last() {
-            let next = self.queue.next(|_, local| stripe.flat(*drive, local).1);
+            let next = self.queue.next(|_, local| stripe.flat(drive, local).1);
             let Some((seq, piece, local)) = next else {
                 return;
             };
-            let (flat, _) = stripe.flat(*drive, local.start);
+            let (flat, _) = stripe.flat(drive, local.start);
             let memory = (flat - piece.extent.offset) as usize;
             let bytes = (local.end - local.start) as usize;
             assert!(
-                memory + bytes <= piece.memory.bytes(),
+                memory + bytes <= piece.extent.bytes as usize,
                 "a block outside its request"
             );
             piece.part.start();
+            let direct = matches!(piece.memory, Memory::Device(_));
             let io = Io {
                 kind: piece.kind,
-                // SAFETY: inside the request's memory (asserted above).
-                memory: unsafe { piece.memory.as_ptr().add(memory) },
+                memory: piece.memory.at(memory),
                 bytes,
                 at: data + local.start,
             };
-            if io.kind == Kind::Write {
+            // Of a version that is to be proven nothing comes from a device: a commit then finds that it was not
+            // written whole.
+            if io.kind == Kind::Write && !direct {
                 // SAFETY: mapped while the piece lives; nobody writes it until it is done (`Disk::submit`).
                 let bytes = unsafe { std::slice::from_raw_parts(io.memory, bytes) };
                 if let Some(sums) = &self.setup.checksums {
@@ -288,11 +317,12 @@ impl Loop {
             self.slots[slot] = Some(Block {
                 seq,
                 io,
+                direct,
                 flat,
                 moved: 0,
                 idle: 0,
             });
-            self.lane.start(slot, io);
+            self.start(slot, io, direct);
         }
     }
 
@@ -329,13 +359,14 @@ impl Loop {
             std::thread::sleep(PAUSE);
         }
         let io = Io {
-            // SAFETY: `moved` is less than the block's bytes.
-            memory: unsafe { block.io.memory.add(block.moved) },
+            // `moved` is less than the block's bytes.
+            memory: block.io.memory.wrapping_add(block.moved),
             bytes: block.io.bytes - block.moved,
             at: block.io.at + block.moved as u64,
             ..block.io
         };
-        self.lane.start(slot, io);
+        let direct = block.direct;
+        self.start(slot, io, direct);
     }
 
     fn failed(&self, slot: usize, error: Option<&io::Error>) -> TierError {
@@ -435,6 +466,7 @@ mod tests {
             depth: 1,
             checksums: None,
             versions: Arc::default(),
+            reach: Arc::default(),
         };
         let made = || {
             Ok((
@@ -453,7 +485,7 @@ mod tests {
                     offset: 0,
                     bytes: ALIGN,
                 },
-                memory: arena.range(0, ALIGN).unwrap(),
+                memory: Memory::Host(arena.range(0, ALIGN).unwrap()),
                 deadline: 0,
                 local: 0..ALIGN,
                 part: parts.remove(0),

@@ -1,6 +1,7 @@
 //! The disk: a flat address space of bytes over several drives, and the way to ask for I/O.
 
 use std::fmt;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -8,9 +9,11 @@ use lowtide_units::Bytes;
 
 use crate::arbiter::{Arbiter, Piece, Setup};
 use crate::config::{Backend, DiskConfig, Open};
+use crate::extent::Extent;
 use crate::header::{DATA, Header};
 use crate::journal::{Journal, Place};
-use crate::request::{Counters, Request};
+use crate::reach::{Memory, Reach};
+use crate::request::{Counters, Kind, Request};
 use crate::state_file::StateFile;
 use crate::stripe::Stripe;
 use crate::threads::Threads;
@@ -33,6 +36,8 @@ pub struct Disk {
     checksums: Option<Arc<Checksums>>,
     /// Set where commits are proven; the drives' threads look in here.
     pub(crate) versions: Arc<OnceLock<Versions>>,
+    /// How the drives reach a device's memory, where they do.
+    reach: Arc<OnceLock<Arc<dyn Reach>>>,
     pub(crate) journal: Option<Journal>,
     /// Held while a request's parts are handed out, so that all drives see one order.
     order: Mutex<()>,
@@ -116,6 +121,7 @@ impl Disk {
             files: Vec::new(),
             locks: Vec::new(),
             versions: Arc::default(),
+            reach: Arc::default(),
             stripe,
             bytes,
             align: verify_reads.map_or(ALIGN, |unit| unit.0),
@@ -157,6 +163,7 @@ impl Disk {
             depth,
             checksums: self.checksums.clone(),
             versions: Arc::clone(&self.versions),
+            reach: Arc::clone(&self.reach),
         }
     }
 
@@ -240,6 +247,44 @@ impl Disk {
             memory,
             deadline,
         } = request;
+        self.hand_out(kind, extent, Memory::Host(memory), deadline)
+    }
+
+    /// From now on the drives reach a device's memory so. Only the first call counts.
+    pub fn reach_by(&self, reach: Arc<dyn Reach>) {
+        let _ = self.reach.set(reach);
+    }
+
+    /// As [`Disk::submit`], from or to the memory of the device that the drives reach, from `address` on. Refused
+    /// where they reach none, and where reads are verified: the processor does not see these bytes.
+    ///
+    /// # Safety
+    /// As of [`Disk::submit`], of the bytes of the device's memory.
+    #[must_use = "the ticket is the only way to learn of the end or an error"]
+    pub unsafe fn submit_device(
+        &self,
+        kind: Kind,
+        extent: Extent,
+        address: u64,
+        deadline: u64,
+    ) -> Ticket {
+        let checked = match (self.reach.get(), &self.checksums) {
+            (None, _) => Err(TierError::NoReach),
+            (_, Some(sums)) => Err(TierError::Setting {
+                key: "verify_reads",
+                value: sums.unit().to_string(),
+                need: "off where drives reach a device's memory",
+            }),
+            _ => self.check_places(extent, address),
+        };
+        match checked {
+            Ok(()) => self.hand_out(kind, extent, Memory::Device(address), deadline),
+            Err(error) => Ticket::refused(error),
+        }
+    }
+
+    /// Gives each drive its part of a request that was checked.
+    fn hand_out(&self, kind: Kind, extent: Extent, memory: Memory, deadline: u64) -> Ticket {
         let flat = extent.offset..extent.offset + extent.bytes;
         let local = |drive| self.stripe.local(drive, flat.clone());
         let drives = (0..self.arbiters.len()).filter(|&drive| !local(drive).is_empty());
@@ -263,26 +308,31 @@ impl Disk {
 
     fn check(&self, request: &Request) -> Result<(), TierError> {
         let Request { extent, memory, .. } = request;
+        self.check_places(*extent, memory.as_ptr() as u64)?;
+        match extent.bytes == memory.bytes() as u64 {
+            true => Ok(()),
+            false => Err(TierError::Lengths {
+                extent: *extent,
+                memory: memory.bytes() as u64,
+            }),
+        }
+    }
+
+    fn check_places(&self, extent: Extent, address: u64) -> Result<(), TierError> {
         let need = self.align;
         for (what, value, need) in [
             ("extent offset", extent.offset, need),
             ("extent length", extent.bytes, need),
-            ("memory address", memory.as_ptr() as u64, ALIGN),
+            ("memory address", address, ALIGN),
         ] {
             if !value.is_multiple_of(need) {
                 return Err(TierError::Misaligned { what, value, need });
             }
         }
-        if extent.bytes != memory.bytes() as u64 {
-            return Err(TierError::Lengths {
-                extent: *extent,
-                memory: memory.bytes() as u64,
-            });
-        }
         match extent.offset.checked_add(extent.bytes) {
             Some(end) if end <= self.bytes => Ok(()),
             _ => Err(TierError::OutOfDisk {
-                extent: *extent,
+                extent,
                 have: self.bytes,
             }),
         }
@@ -323,6 +373,24 @@ impl Disk {
         self.files.iter().for_each(|file| file.discard());
     }
 
+    /// The state file of each drive, open for direct I/O, for a device's library to know it by; none for a disk in
+    /// memory. The descriptors are the disk's.
+    ///
+    /// # Errors
+    /// [`TierError::Backend`] where a file system has no direct I/O.
+    pub fn descriptors(&self) -> Result<Vec<(&Path, RawFd)>, TierError> {
+        let of = |file: &Arc<StateFile>| match &file.note {
+            None => Ok(()),
+            Some(note) => Err(TierError::Backend {
+                path: file.path.clone(),
+                reason: note.clone(),
+            }),
+        };
+        self.files.iter().try_for_each(of)?;
+        let all = self.files.iter().map(|f| (f.path.as_path(), f.fd()));
+        Ok(all.collect())
+    }
+
     /// The state file of each drive; none for a disk in memory.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path.as_path())
@@ -334,6 +402,8 @@ impl Drop for Disk {
         // All get the request before any is waited for.
         self.arbiters.iter().for_each(Arbiter::stop);
         self.arbiters.clear();
+        // A device's library knows the files, and is to forget them before they are closed.
+        self.reach = Arc::default();
         self.journal = None;
         // The first drive's file has the journal and goes last: without it the others say nothing.
         while self.files.pop().is_some() {}

@@ -163,6 +163,9 @@ pub enum TierError {
         /// What was refused and why.
         reason: String,
     },
+    /// A device's memory was asked for, and nothing says how the drives reach it.
+    #[error("the drives reach no device's memory")]
+    NoReach,
     /// The system failed to read or write part of an extent. Its bytes, or the memory they were
     /// to be read into, are unspecified.
     #[error("{action} of {extent} ({} at {offset}): {os}", path.display())]

@@ -62,6 +62,17 @@ impl ProbeConfig {
         }
     }
 
+    /// Bytes of memory from and to which blocks are moved.
+    #[must_use]
+    pub fn memory(&self) -> Bytes {
+        self.block * self.in_hand() as u64
+    }
+
+    /// Requests that are unfinished at once: enough that the arbiter always has a next one.
+    fn in_hand(&self) -> usize {
+        self.depth * 2
+    }
+
     /// The least that the file has: each kind of a mix has a part of its own, and twice the blocks in
     /// flight are in hand.
     #[must_use]
@@ -89,17 +100,27 @@ pub struct Rates {
 /// # Errors
 /// Whatever [`Disk::open`], [`Arena::new`] or the I/O gives.
 pub fn probe(dir: &Path, config: &ProbeConfig) -> Result<Rates, TierError> {
-    let run = Run::new(dir, config)?;
-    let timed = |mix| run.moved(mix, |_, time| time < config.time);
-    let read = timed(Mix::READS)?;
-    let write = timed(Mix::WRITES)?;
-    let mixed = timed(Mix::new(1, 1))?;
-    Ok(Rates {
-        read,
-        write,
-        mixed,
-        how: run.disk.describe().to_owned(),
-    })
+    Run::new(dir, config)?.rates(config)
+}
+
+/// As [`probe()`], with blocks from and to the memory of a device, from `address` on as many bytes as
+/// [`ProbeConfig::memory`] says. `reach` tells the disk [how its drives reach it](Disk::reach_by).
+///
+/// # Safety
+/// Nobody else uses those bytes until this returns.
+///
+/// # Errors
+/// What `reach` gives, or as [`probe()`].
+pub unsafe fn probe_device<E: From<TierError>>(
+    dir: &Path,
+    config: &ProbeConfig,
+    address: u64,
+    reach: impl FnOnce(&Disk) -> Result<(), E>,
+) -> Result<Rates, E> {
+    let mut run = Run::new(dir, config)?;
+    reach(&run.disk)?;
+    run.device = Some(address);
+    Ok(run.rates(config)?)
 }
 
 /// How many blocks are read for how many that are written.
@@ -216,13 +237,14 @@ struct Run {
     block: u64,
     n_blocks: u64,
     in_hand: usize,
+    /// Blocks are moved from and to a device's memory, from here on, in place of the arena.
+    device: Option<u64>,
 }
 
 impl Run {
     /// Opens a disk in the directory and writes all of it once.
     fn new(dir: &Path, config: &ProbeConfig) -> Result<Self, TierError> {
-        // Enough requests that the arbiter always has a next one.
-        let in_hand = config.depth * 2;
+        let in_hand = config.in_hand();
         let blocks = in_hand.max(PLAIN[PLAIN.len() - 1]) as u64;
         let arena = Arena::new(config.block * blocks, Fill::Poison)?;
         let scratch = Scratch::new(dir)?;
@@ -240,9 +262,24 @@ impl Run {
             block: config.block.0,
             n_blocks,
             in_hand,
+            device: None,
         };
         run.moved(Mix::WRITES, |sent, _| sent < n_blocks)?;
         Ok(run)
+    }
+
+    /// The three figures.
+    fn rates(&self, config: &ProbeConfig) -> Result<Rates, TierError> {
+        let timed = |mix| self.moved(mix, |_, time| time < config.time);
+        let read = timed(Mix::READS)?;
+        let write = timed(Mix::WRITES)?;
+        let mixed = timed(Mix::new(1, 1))?;
+        Ok(Rates {
+            read,
+            write,
+            mixed,
+            how: self.disk.describe().to_owned(),
+        })
     }
 
     /// Where the `turn`-th block of its kind lies: each kind goes round in its own part of the file.
@@ -275,18 +312,25 @@ impl Run {
             let (kind, turn) = mix.at(sent);
             // In order of age, so the memory of the one just waited for.
             let memory = (sent % self.in_hand as u64) * self.block;
-            let request = Request {
-                kind,
-                extent: Extent {
-                    offset: self.place(mix, kind, turn),
-                    bytes: self.block,
-                },
-                memory: self.arena.range(memory, self.block)?,
-                deadline: sent,
+            let extent = Extent {
+                offset: self.place(mix, kind, turn),
+                bytes: self.block,
             };
-            // SAFETY: each block of the arena has one request at a time, and nothing else uses it while
-            // this runs; after an error nothing uses it any more.
-            tickets.push_back(unsafe { self.disk.submit(request) });
+            // SAFETY: each block of the arena, or of the device's bytes that are this run's, has one request at a time,
+            // and nothing else uses it while this runs; after an error nothing uses it any more.
+            tickets.push_back(unsafe {
+                match self.device {
+                    Some(address) => self
+                        .disk
+                        .submit_device(kind, extent, address + memory, sent),
+                    None => self.disk.submit(Request {
+                        kind,
+                        extent,
+                        memory: self.arena.range(memory, self.block)?,
+                        deadline: sent,
+                    }),
+                }
+            });
             sent += 1;
         }
         tickets.iter().try_for_each(crate::Ticket::wait)?;

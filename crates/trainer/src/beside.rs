@@ -20,7 +20,7 @@ use crate::device::Target;
 use crate::error::TrainError;
 use crate::generate::steps;
 use crate::open::open_on;
-use crate::planning::{Planned, clip_of, options_of};
+use crate::planning::{Planned, clip_of, options_of, pins_of};
 use crate::resident::TASK;
 
 /// What the answers of a run take beside its steps.
@@ -101,7 +101,10 @@ impl Beside {
             machine: &basis.machine,
             budgets: left,
             clip: clip_of(basis.run).mode,
-            pins: Pins::default(),
+            pins: Pins {
+                bounce: pins_of(basis.run).bounce,
+                ..Pins::default()
+            },
         };
         let plan = lowtide_planner::make(&request).map_err(|e| match e {
             PlanError::Wrong(fault) => TrainError::WrongPlan(fault),

@@ -27,6 +27,7 @@ impl From<SessionError> for TrainError {
         match e {
             SessionError::Tier(e) => Self::Tier(e),
             SessionError::Cuda(e) => Self::Cuda(e),
+            SessionError::Direct(e) => Self::Direct(e),
             SessionError::Exec(e) => Self::Exec(e),
             SessionError::File { path, what } => Self::File { path, what },
         }
@@ -79,6 +80,9 @@ pub enum TrainError {
     /// The CUDA device.
     #[error(transparent)]
     Cuda(#[from] lowtide_device::cuda::CudaError),
+    /// The plan moves bytes between drives and the GPU's memory past the host's, and the drives do not reach it.
+    #[error("this plan's drives are to reach the GPU's memory: {0}")]
+    Direct(lowtide_device::cuda::NoDirect),
     /// The run was asked to end before this was done.
     #[error("stopped before it was done")]
     Stopped,

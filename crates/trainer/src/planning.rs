@@ -1,4 +1,6 @@
 //! What a checked run says to the planner: the model's shape, its workload, budgets, pins, a machine's rates.
+//!
+//! One file because each of these reads the run's keys, and every command reads all of them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -434,6 +436,7 @@ pub fn pins_of(run: &Run) -> Pins {
             config::UpdateOn::Device => Processor::Device,
         }),
         durable: run.checkpoint.durable,
+        bounce: p.direct == Some(config::Direct::Never),
     }
 }
 

@@ -21,8 +21,8 @@ use lowtide_device::{Make, Memory};
 use lowtide_kernels::attention::Engine;
 use lowtide_kernels::update::Hyper;
 use lowtide_model::{Decoder, HfWriter, ModelError, Options, random_init};
-use lowtide_planner::{Clip, Tier};
-use lowtide_session::{ClipRule, Session, SessionOptions};
+use lowtide_planner::{Clip, Direct, Saved, Tier};
+use lowtide_session::{ClipRule, DiskChoice, Session, SessionError, SessionOptions};
 use lowtide_tiers::{Arena, Fill};
 use lowtide_units::{Bytes, BytesPerSecond};
 use lowtide_workload::{
@@ -305,4 +305,40 @@ fn a_paced_link_is_as_slow_as_it_says() {
         bytes[..BYTES as usize] == bytes[BYTES as usize..],
         "other bytes"
     );
+}
+
+/// On a GPU such a plan runs where cuFile passes no host memory, to the same bits, and is refused with the reason
+/// anywhere else.
+#[test]
+fn a_gpu_that_drives_do_not_reach_refuses_such_a_plan() {
+    let Some(gpu) = gpu() else { return };
+    let d = common::decoder_on(Some(&gpu), &common::llama(2, true), Dtype::Bf16, 2);
+    let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
+    let plan = checked(&d, &resident, Clip::Exact);
+    let mut session = common::open(&d, &plan, Clip::Exact, quick_on(Some(&gpu), true));
+    let want = common::train(&mut session, 3, 2);
+    let mut c = choice(&d, Tier::Host, Tier::Host, Tier::Disk);
+    c.saved.iter_mut().for_each(|s| s.fill(Saved::Disk));
+    c.direct = Direct::BOTH;
+    let plan = checked(&d, &c, Clip::Exact);
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = || SessionOptions {
+        disk: DiskChoice::Directories(vec![(dir.path().join("a"), 1.0)]),
+        ..quick_on(Some(&gpu), true)
+    };
+    match Session::open(
+        Arc::clone(&d),
+        Arc::clone(&plan),
+        common::rule(Clip::Exact),
+        options(),
+    ) {
+        Err(SessionError::Direct(why)) => eprintln!("refused: {why}"),
+        Err(other) => panic!("{other}"),
+        Ok(session) => {
+            drop(session);
+            let mut session = common::open(&d, &plan, Clip::Exact, options());
+            assert_eq!(common::train(&mut session, 3, 2), want);
+            eprintln!("the drives reach this GPU");
+        }
+    }
 }

@@ -1,11 +1,15 @@
-//! Saved tensors that pass through the host to a drive, wherever each of them goes and however slow the drive is.
+//! Saved tensors that pass through the host to a drive, or straight from the device, wherever each of them goes and
+//! however slow the drive is.
 
 use std::sync::Arc;
 
-use crate::common::places::{beside, planned, written};
+use crate::common::places::{Dice, beside, planned, random, written};
 use crate::common::{Trained, batch, choice, decoder, hyper, llama, open, quick, rule, train};
+use lowtide_executor::Mode;
 use lowtide_model::{Decoder, random_init};
-use lowtide_planner::{Choice, Clip, Lane, PartName, Plan, Saved, TaskId, Tensor, Tier, check};
+use lowtide_planner::{
+    Choice, Clip, Direct, Lane, PartName, Plan, Saved, TaskId, Tensor, Tier, Work, check,
+};
 use lowtide_session::{DiskChoice, Session, SessionError, SessionOptions};
 use lowtide_tiers::{
     ChosenFault, Extent, Fault, Faults, Kind, Pace, RamConfig, RamDisk, TierError,
@@ -106,6 +110,103 @@ fn a_drive_slower_than_planned_delays_and_corrupts_nothing() {
         got.ok().as_ref() != Some(&want)
     });
     assert!(shown, "no slot is used again before its write has ended");
+}
+
+/// Tasks of a step that move bytes between a drive and the device's memory: reads and writes.
+fn straight(plan: &Plan) -> [usize; 2] {
+    let count = |work: Work| {
+        let tasks = plan.part(PartName::Steady).iter();
+        tasks
+            .filter(|t| t.work == work && plan.is_direct(t))
+            .count()
+    };
+    [count(Work::Read), count(Work::Write)]
+}
+
+/// On the CPU device drives reach its memory as they reach the host's: the same disk, queues and orders as on a GPU.
+#[test]
+fn transfers_that_pass_no_host_memory_train_to_the_same_bits() {
+    let ways = [(true, true), (true, false), (false, true)];
+    let mut dice = Dice(0x6d5_1234);
+    let mut sums = [0; 2];
+    for (precision, draws) in [(Dtype::Bf16, 7), (Dtype::F32, 3)] {
+        let d = decoder(&llama(2, true), precision, ACCUMULATE);
+        for clip in [Clip::Exact, Clip::Previous, Clip::None] {
+            let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
+            let plan = planned(&d, &resident, clip, &beside(1e9));
+            let want = train(&mut open(&d, &plan, clip, quick()), STEPS, ACCUMULATE);
+            for draw in 0..draws {
+                let mut c = random(&d, &mut dice);
+                if draw % 2 == 0 {
+                    let (optimizer, update) = (c.optimizer.clone(), c.update.clone());
+                    c = Choice {
+                        order: c.order,
+                        round: c.round,
+                        ahead: c.ahead,
+                        ..choice(&d, Tier::Disk, Tier::Disk, Tier::Disk)
+                    };
+                    c.saved.iter_mut().for_each(|s| s.fill(Saved::Disk));
+                    (c.optimizer, c.update) = (optimizer, update);
+                }
+                let (read, write) = ways[dice.below(3)];
+                c.direct = Direct { read, write };
+                let drive = [1e9, 1e7, 1e6][dice.below(3)];
+                let plan = planned(&d, &c, clip, &beside(drive));
+                for (sum, n) in sums.iter_mut().zip(straight(&plan)) {
+                    *sum += n;
+                }
+                let mode = match draw % 3 {
+                    0 => Mode::Shuffled(draw),
+                    _ => Mode::Threads,
+                };
+                let options = SessionOptions { mode, ..quick() };
+                let got = train(&mut open(&d, &plan, clip, options), STEPS, ACCUMULATE);
+                assert_eq!(got, want, "{precision:?} {clip:?} {drive} {c:?}");
+            }
+        }
+    }
+    assert!(sums.iter().all(|&n| n > 200), "{sums:?}");
+}
+
+/// A slot of the device that a drive still writes from, or reads into, is not used before that has ended, however long
+/// it takes.
+#[test]
+fn a_slow_drive_that_reaches_the_device_corrupts_nothing() {
+    let d = decoder(&llama(3, true), Dtype::Bf16, ACCUMULATE);
+    let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
+    let plan = planned(&d, &resident, Clip::Exact, &beside(1e9));
+    let want = train(
+        &mut open(&d, &plan, Clip::Exact, quick()),
+        STEPS,
+        ACCUMULATE,
+    );
+    let c = Choice {
+        direct: Direct::BOTH,
+        ..all_spilled(&d)
+    };
+    let plan = planned(&d, &c, Clip::Exact, &beside(1e10));
+    let [read, wrote] = straight(&plan);
+    assert!(read > 40 && wrote > 40, "{read} {wrote}");
+    let pace = |rate: f64| Pace {
+        read: BytesPerSecond(rate),
+        write: BytesPerSecond(rate),
+    };
+    let faults = |seed| Faults {
+        seed,
+        random: vec![(Fault::Short, 0.2), (Fault::Interrupted, 0.1)],
+        ..Faults::default()
+    };
+    let got = on_a_drive(&d, &plan, pace(1e7), faults(1)).expect("it only takes longer");
+    assert_eq!(got, want);
+    for lane in [Lane::DISK_READ, Lane::DISK_WRITE] {
+        let wrong = Arc::new(without(&plan, Lane::GPU, lane));
+        assert!(check::check(&wrong, d.workload(), Clip::Exact).is_err());
+        let shown = (0..3).any(|seed| {
+            let got = on_a_drive(&d, &wrong, pace(1e7), faults(seed));
+            got.ok().as_ref() != Some(&want)
+        });
+        assert!(shown, "the gpu lane waits for {lane} in vain");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::ops::Bound::{Included, Unbounded};
 
 use crate::key::KeyDefault::{Unset, Value};
 use crate::key::{Key, Kind};
-use crate::words::{Activations, LoopOrder, Offload, Pieces, Tier};
+use crate::words::{Activations, Direct, LoopOrder, Offload, Pieces, Tier};
 
 /// Those keys, in the order of the reference.
 pub(super) const KEYS: &[Key] = &[
@@ -69,6 +69,16 @@ pub(super) const KEYS: &[Key] = &[
         },
         default: Value("auto"),
         elsewhere: &["offload_device", "offload_to"],
+    },
+    Key {
+        name: "plan.direct",
+        doc: "Whether bytes may go between disks and the device without passing host memory. `auto`: where the machine's \
+              rates say that its disks reach the device, and it makes the step shorter. Changes no result.",
+        kind: Kind::Pin {
+            words: Direct::WORDS,
+        },
+        default: Value("auto"),
+        elsewhere: &["use_gds", "gds", "gpudirect_storage"],
     },
     Key {
         name: "plan.min_gain",

@@ -27,6 +27,8 @@ pub enum Library {
     Cudnn,
     /// What several GPUs exchange.
     Nccl,
+    /// cuFile, for transfers between drives and a GPU.
+    Cufile,
 }
 
 impl Library {
@@ -37,6 +39,7 @@ impl Library {
             Self::CublasLt => &["libcublasLt.so.13", "libcublasLt.so.12"],
             Self::Cudnn => &["libcudnn.so.9"],
             Self::Nccl => &["libnccl.so.2"],
+            Self::Cufile => &["libcufile.so.0"],
         }
     }
 
@@ -53,6 +56,7 @@ impl Library {
             Self::CublasLt => "libcublasLt-none",
             Self::Cudnn => "libcudnn_",
             Self::Nccl => "libnccl-none",
+            Self::Cufile => "libcufile-none",
         }
     }
 
@@ -64,6 +68,7 @@ impl Library {
             Self::CublasLt => "nvidia-cublas",
             Self::Cudnn => "nvidia-cudnn-cu13",
             Self::Nccl => "nvidia-nccl-cu13",
+            Self::Cufile => "nvidia-cufile",
         }
     }
 }
@@ -244,10 +249,18 @@ macro_rules! functions {
                 OPEN.get_or_init(Self::open).as_ref().map_err(Clone::clone)
             }
 
-            #[allow(non_snake_case, reason = "the library's names")]
             fn open() -> Result<Self, $crate::cuda::CudaError> {
                 let (path, lib) =
                     $crate::cuda::Libraries::get().open($crate::cuda::Library::$name)?;
+                Self::of(path, lib)
+            }
+
+            /// The functions of a library that was opened, which then stays.
+            #[allow(non_snake_case, reason = "the library's names")]
+            fn of(
+                path: std::path::PathBuf,
+                lib: libloading::Library,
+            ) -> Result<Self, $crate::cuda::CudaError> {
                 let lib = std::mem::ManuallyDrop::new(lib); // stays for the life of the process
                 $(
                     // SAFETY: the type is that of NVIDIA's header for this function.
@@ -283,6 +296,7 @@ mod tests {
             Library::CublasLt,
             Library::Cudnn,
             Library::Nccl,
+            Library::Cufile,
         ] {
             let error = libraries.find(library).expect_err("an empty folder");
             let text = error.to_string();

@@ -7,6 +7,7 @@
 //! dependency.
 
 mod blas;
+mod cufile;
 pub mod dnn;
 mod error;
 mod event;
@@ -21,6 +22,7 @@ mod pace;
 mod queue;
 
 pub use blas::{Format, NoAlgorithm, PRODUCT_WORKSPACE, Plus, Product, product};
+pub use cufile::{NoDirect, direct_rates, reach_direct, try_direct};
 pub use error::CudaError;
 pub use event::Event;
 pub use gpu::Gpu;

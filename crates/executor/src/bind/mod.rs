@@ -339,7 +339,7 @@ pub(crate) fn extent_of<'a>(
     task: &'a Task,
     (flipped, shift): (bool, u32),
 ) -> (Kind, Extent, &'a Arg) {
-    let (kind, disk_arg, host_arg) = if task.work == Work::Read {
+    let (kind, disk_arg, memory_arg) = if task.work == Work::Read {
         (Kind::Read, &task.args[0], &task.args[1])
     } else {
         (Kind::Write, &task.args[1], &task.args[0])
@@ -348,7 +348,7 @@ pub(crate) fn extent_of<'a>(
         offset: plan.offset(plan.shifted(disk_arg.slot, shift), flipped) + disk_arg.offset,
         bytes: disk_arg.bytes,
     };
-    (kind, extent, host_arg)
+    (kind, extent, memory_arg)
 }
 
 /// Gives a read or a write to the disk; `deadline` orders requests; `flipped`: an odd number of commits
@@ -360,13 +360,18 @@ pub(crate) fn submit_transfer(
     deadline: u64,
     (flipped, shift): (bool, u32),
 ) -> Ticket {
-    let (kind, extent, host_arg) = extent_of(plan, task, (flipped, shift));
-    let host = &plan.slots[plan.shifted(host_arg.slot, shift)];
+    let (kind, extent, memory_arg) = extent_of(plan, task, (flipped, shift));
+    let slot = &plan.slots[plan.shifted(memory_arg.slot, shift)];
     let disk = tiers.disk.as_ref().expect("a plan with extents has a disk");
-    let memory = tiers
-        .host
+    let (memory, from) = (tiers.memory(slot.tier), slot.offset + memory_arg.offset);
+    if let Some(device) = memory.on_cuda() {
+        // SAFETY: as below: the checker proves the same of every tier's bytes, and the lane waits for the stream's
+        // work on them before it submits, as later work on a stream waits for the lane.
+        return unsafe { disk.submit_device(kind, extent, device.address() + from, deadline) };
+    }
+    let memory = memory
         .arena()
-        .range(host.offset + host_arg.offset, host_arg.bytes)
+        .range(from, memory_arg.bytes)
         .expect("the checker proved that slots lie inside");
     let request = Request {
         kind,

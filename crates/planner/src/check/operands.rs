@@ -462,6 +462,12 @@ impl Here<'_> {
             (Work::Copy, Tier::Device, Tier::Host) => Lane::D2H,
             (Work::Read, Tier::Disk, Tier::Host) => Lane::DISK_READ,
             (Work::Write, Tier::Host, Tier::Disk) => Lane::DISK_WRITE,
+            (Work::Read, Tier::Disk, Tier::Device) if self.plan.choice.direct.read => {
+                Lane::DISK_READ
+            }
+            (Work::Write, Tier::Device, Tier::Disk) if self.plan.choice.direct.write => {
+                Lane::DISK_WRITE
+            }
             (_, from, to) => return Err(format!("moves from the {from} to the {to}")),
         };
         if task.lane != way {
@@ -477,6 +483,20 @@ impl Here<'_> {
         let whole = |a: &Arg| a.offset.is_multiple_of(align) && a.bytes.is_multiple_of(align);
         if task.work != Work::Copy && !(whole(from) && whole(to)) {
             return Err("moves a part of a sector".to_owned());
+        }
+        if task.work == Work::Copy {
+            return Ok(());
+        }
+        // On the device slots need not begin with a sector.
+        let slots = [from, to].map(|a| &self.plan.slots[a.slot]);
+        if let Some(s) = slots.iter().find(|s| !s.offset.is_multiple_of(align)) {
+            let name = s.tensor.name(self.plan);
+            return Err(format!("moves {name}, which begins inside a sector"));
+        }
+        // A commit proves what was written by a checksum that the processor makes on the way.
+        let direct = task.work == Work::Write && tier(from) == Tier::Device;
+        if direct && slots[1].version.is_some() {
+            return Err("writes a durable extent past the host".to_owned());
         }
         Ok(())
     }

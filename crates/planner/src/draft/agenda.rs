@@ -121,7 +121,7 @@ impl Emitter<'_> {
             return false;
         }
         let pressed = self.choice.ahead.device.0 == 0;
-        let worth = pause >= self.rates.away(self.tensor_bytes(t), tier);
+        let worth = pause >= self.rates.away(self.tensor_bytes(t), tier, self.direct(t));
         match t {
             Tensor::Local(..) if runs == 0 => false,
             Tensor::Local(..) if runs == 1 => {

@@ -133,7 +133,15 @@ impl Emitter<'_> {
             Tensor::Weight(p) => self.fetched_from(p),
             t => st.spilled[&t],
         };
-        if self.slots[home].tier == Tier::Disk {
+        if self.slots[home].tier != Tier::Disk {
+            return;
+        }
+        if self.direct(window.tensor).read {
+            let bytes = self.tensor_bytes(window.tensor);
+            let device = self.slot(Tier::Device, bytes, window.tensor);
+            self.disk(home, device);
+            st.device.insert(window.tensor, device);
+        } else {
             let staged = self.on_host(home);
             st.staged.insert(wi, staged);
         }

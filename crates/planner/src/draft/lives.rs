@@ -61,7 +61,8 @@ impl Emitter<'_> {
                         _ => now,
                     };
                     let free = lanes.entry(task.lane.idx()).or_insert(0.0);
-                    *free = free.max(there).max(stands) + self.rates.task(task, self.pieces);
+                    *free = free.max(there).max(stands)
+                        + self.rates.task(task, self.pieces, &self.slots);
                     *free
                 }
             };
@@ -149,7 +150,7 @@ impl Emitter<'_> {
         );
         match (s.tier, s.tensor) {
             (_, Tensor::Workspace) | (Tier::Disk, _) => None,
-            (Tier::Device, _) if lane != Lane::D2H => None,
+            (Tier::Device, _) if !matches!(lane, Lane::D2H | Lane::DISK_WRITE) => None,
             (Tier::Device, _) => Some(if of_update { 2 } else { 0 }),
             (Tier::Host, Tensor::Gradient(_)) => Some(3),
             (Tier::Host, _) if of_update && lane != Lane::H2D => Some(3),

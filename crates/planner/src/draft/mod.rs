@@ -12,7 +12,7 @@ use std::ops::Range;
 use lowtide_units::{Bytes, List, ids};
 use lowtide_workload::{LocalId, ParamId, What, Workload};
 
-use crate::choice::{Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+use crate::choice::{Choice, Clip, Direct, LoopOrder, Pieces, Processor, Saved};
 use crate::fast::FastMap;
 use crate::plan::{
     Arg, Lane, PartName, PerPart, Piece, PieceId, SlotId, Task, TaskId, Tensor, Tier, Use, Version,

@@ -22,8 +22,9 @@ pub(crate) struct Rates {
     fold: Line,
     pub(super) up: Line,
     pub(super) down: Line,
-    pub(super) read: Line,
-    pub(super) write: Line,
+    /// Reads and writes of the drives that pass the host, and those that do not.
+    pub(super) read: [Line; 2],
+    pub(super) write: [Line; 2],
     /// What a rank gets from the others, a byte.
     net: Line,
     /// How many ranks share each piece's state.
@@ -74,11 +75,15 @@ impl Rates {
             )
         };
         let drive = |lane: Lane, others: &[Lane]| {
-            line(
-                m.disk(lane, Bytes(0)).0,
-                m.disk(lane, gib).0,
-                beside(lane, others),
-            )
+            let speed = beside(lane, others);
+            [
+                line(m.disk(lane, Bytes(0)).0, m.disk(lane, gib).0, speed),
+                line(
+                    m.direct(lane, Bytes(0)).0,
+                    m.direct(lane, gib).0,
+                    speed / m.direct_mix(),
+                ),
+            ]
         };
         let update = |lane: Lane, others: &[Lane]| {
             let at = |n| m.update(lane, n, w.optimizer).0;
@@ -146,8 +151,8 @@ impl Rates {
             fold: none,
             up: none,
             down: none,
-            read: none,
-            write: none,
+            read: [none; 2],
+            write: [none; 2],
             net: none,
             ranks: 1,
             host: none,
@@ -155,14 +160,37 @@ impl Rates {
         }
     };
 
-    /// A tensor's way to a tier and back, with a little to spare.
-    pub(super) fn away(&self, bytes: u64, tier: Tier) -> f64 {
-        let (mut there, mut back) = (self.down.of(bytes), self.up.of(bytes));
-        if tier == Tier::Disk {
-            there += self.write.of(bytes);
-            back += self.read.of(bytes);
+    /// A read from the drives into a slot of the host, or `direct` of the device.
+    pub(super) fn read(&self, bytes: u64, direct: bool) -> f64 {
+        self.read[usize::from(direct)].of(bytes)
+    }
+
+    /// A write to the drives, as [`Rates::read`].
+    pub(super) fn write(&self, bytes: u64, direct: bool) -> f64 {
+        self.write[usize::from(direct)].of(bytes)
+    }
+
+    /// A tensor's way to a tier; to the drives through the host, or `direct`.
+    pub(super) fn there(&self, bytes: u64, tier: Tier, direct: bool) -> f64 {
+        match tier {
+            Tier::Disk if direct => self.write(bytes, true),
+            Tier::Disk => self.down.of(bytes) + self.write(bytes, false),
+            _ => self.down.of(bytes),
         }
-        SPARE * (there + back)
+    }
+
+    /// Its way back.
+    fn back(&self, bytes: u64, tier: Tier, direct: bool) -> f64 {
+        match tier {
+            Tier::Disk if direct => self.read(bytes, true),
+            Tier::Disk => self.up.of(bytes) + self.read(bytes, false),
+            _ => self.up.of(bytes),
+        }
+    }
+
+    /// A tensor's way to a tier and back, with a little to spare.
+    pub(super) fn away(&self, bytes: u64, tier: Tier, direct: Direct) -> f64 {
+        SPARE * (self.there(bytes, tier, direct.write) + self.back(bytes, tier, direct.read))
     }
 
     /// What other ranks have, as many bytes each as this one brings; nothing where there are none.
@@ -171,13 +199,19 @@ impl Rates {
     }
 
     /// A task of a lane that moves bytes, or of the host.
-    pub(super) fn task(&self, task: &Task, pieces: &List<PieceId, Piece>) -> f64 {
+    pub(super) fn task(
+        &self,
+        task: &Task,
+        pieces: &List<PieceId, Piece>,
+        slots: &List<SlotId, DraftSlot>,
+    ) -> f64 {
+        let direct = || task.is_direct(|slot| slots[slot].tier);
         let bytes = task.args.first().map_or(0, |a| a.bytes);
         match (task.work, task.lane) {
             (Work::Copy, Lane::H2D) => self.up.of(bytes),
             (Work::Copy, _) => self.down.of(bytes),
-            (Work::Read, _) => self.read.of(bytes),
-            (Work::Write, _) => self.write.of(bytes),
+            (Work::Read, _) => self.read(bytes, direct()),
+            (Work::Write, _) => self.write(bytes, direct()),
             (Work::Update { piece }, Lane::HOST) => self.host.of(pieces[piece].own(self.ranks)),
             (Work::AllGather { .. }, _) => self.gather(bytes),
             _ => 0.0,

@@ -22,7 +22,12 @@ impl Emitter<'_> {
         persistent: bool,
         birth: usize,
     ) -> SlotId {
-        let bytes = Bytes(bytes.max(1)).align_up(tier.align()).0;
+        // A drive moves whole sectors: with all of the device's slots in these, each begins with one.
+        let align = match tier {
+            Tier::Device if self.choice.direct.any() => Tier::Disk.align(),
+            _ => tier.align(),
+        };
+        let bytes = Bytes(bytes.max(1)).align_up(align).0;
         let part = self.part;
         self.slots.push(DraftSlot {
             tier,
@@ -251,7 +256,21 @@ impl Emitter<'_> {
         self.transfer(lane, Work::Copy, from, (to, to_offset), bytes);
     }
 
-    /// Moves all of an extent to or from a host slot.
+    /// How a tensor's transfers between device and drives go. Weights of several ranks come in shares, which are no
+    /// window's; everything that is updated on the host passes it.
+    pub(super) fn direct(&self, t: Tensor) -> Direct {
+        let choice = self.choice.direct;
+        match t {
+            Tensor::Local(..) | Tensor::Accumulator(_) => choice,
+            Tensor::Weight(p) => Direct {
+                read: choice.read && !self.shared(p),
+                write: false,
+            },
+            _ => Direct::NONE,
+        }
+    }
+
+    /// Moves all of an extent to or from a slot of the host, or of the device where drives reach it.
     pub(super) fn disk(&mut self, from: SlotId, to: SlotId) {
         let bytes = self.slots[from].bytes;
         let (lane, work) = if self.slots[from].tier == Tier::Disk {
@@ -364,6 +383,7 @@ impl Emitter<'_> {
         match s.tier {
             Tier::Device => debug_assert_eq!(device, home),
             Tier::Host => self.copy(device, home, bytes),
+            Tier::Disk if self.direct(s.tensor).write => self.disk(device, home),
             Tier::Disk => {
                 let staging = self.slot(Tier::Host, s.bytes, s.tensor);
                 self.copy(device, staging, bytes);

@@ -17,12 +17,13 @@ pub(super) struct Spill {
     ends: FastMap<Tensor, f64>,
 }
 
-/// Something that is sent down: from when on, bytes through the link, bytes to a drive, and which tensor that may
-/// wait on the host instead.
+/// Something that is sent down: from when on, bytes through the link, bytes to a drive, whether these pass no host
+/// memory, and which tensor that may wait on the host instead.
 struct Sent {
     from: f64,
     down: u64,
     write: u64,
+    direct: bool,
     tensor: Option<Tensor>,
 }
 
@@ -86,10 +87,12 @@ impl Emitter<'_> {
                 continue;
             }
             let bytes = self.tensor_bytes(t);
+            let direct = tier == Tier::Disk && self.direct(t).write;
             sent.push(Sent {
                 from: times.ends[w.last],
-                down: bytes,
+                down: if direct { 0 } else { bytes },
                 write: if tier == Tier::Disk { bytes } else { 0 },
+                direct,
                 tensor: passing(t).then_some(t),
             });
         }
@@ -97,6 +100,7 @@ impl Emitter<'_> {
             from: p.end,
             down: p.back,
             write: p.write,
+            direct: false,
             tensor: None,
         }));
         sent.extend(scene.ready.iter().map(|&(i, p)| {
@@ -107,17 +111,24 @@ impl Emitter<'_> {
                 from: times.ends[i] + self.rates.host.of(self.own(p)),
                 down: 0,
                 write: on_disk.map(|s| s.bytes).sum(),
+                direct: false,
                 tensor: None,
             }
         }));
         sent.sort_by(|a, b| a.from.total_cmp(&b.from));
         let (mut down, mut write): (f64, f64) = (0.0, 0.0);
         for s in sent {
-            down = down.max(s.from) + self.rates.down.of(s.down);
+            let there = match s.direct {
+                true => s.from,
+                false => {
+                    down = down.max(s.from) + self.rates.down.of(s.down);
+                    down
+                }
+            };
             if s.write == 0 {
                 continue;
             }
-            write = write.max(down) + self.rates.write.of(s.write);
+            write = write.max(there) + self.rates.write(s.write, s.direct);
             if let Some(t) = s.tensor {
                 spill.ends.insert(t, write);
             }

@@ -126,7 +126,7 @@ impl Times {
                 let p = &mut pending[k];
                 if p.on_device {
                     let room = pools[0].room(p.up);
-                    read = f64::max(read, room) + rates.read.of(p.read);
+                    read = f64::max(read, room) + rates.read(p.read, false);
                     up = f64::max(up, room).max(if p.read > 0 { read } else { 0.0 })
                         + rates.up.of(p.up);
                     let seconds = rates.device.of(p.elements);
@@ -136,7 +136,7 @@ impl Times {
                     pools[0].take(p.up, down);
                 } else {
                     let there = if p.read > 0 {
-                        read = f64::max(read, pools[1].room(p.read)) + rates.read.of(p.read);
+                        read = f64::max(read, pools[1].room(p.read)) + rates.read(p.read, false);
                         read
                     } else {
                         0.0
@@ -147,7 +147,7 @@ impl Times {
                     host = p.start + rates.host.of(p.elements);
                     p.end = host;
                     if p.write > 0 {
-                        write = f64::max(write, host) + rates.write.of(p.write);
+                        write = f64::max(write, host) + rates.write(p.write, false);
                     }
                     pools[1].take(p.read, if p.write > 0 { write } else { host });
                     now = now.max(host + rates.up.of(p.fetch) + rates.gather(p.fetch));
@@ -264,6 +264,16 @@ fn fill(jobs: &mut [&mut Job], taken: &mut [u64], most: u64, times: &Times) {
     }
 }
 
+/// What copies are placed by.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    scene: &'a Scene<'a>,
+    times: &'a Times,
+    pending: &'a [Pending],
+    /// Of pieces whose update runs in this part: where among the updates.
+    position: &'a FastMap<PieceId, usize>,
+}
+
 /// What an agenda is made from.
 pub(super) struct Scene<'s> {
     pub(super) program: &'s Program,
@@ -341,8 +351,19 @@ impl Emitter<'_> {
         position: &FastMap<PieceId, usize>,
     ) -> (Vec<Found>, Vec<Tensor>) {
         let mut found: Vec<Found> = Vec::new();
-        let ups = self.ups(scene, times, pending, position);
-        let (reads, forwarded) = self.reads(scene, times, pending, &ups, position);
+        let asked = Asked {
+            scene,
+            times,
+            pending,
+            position,
+        };
+        let (mut ups, mut taken) = self.ups(&asked, &[]);
+        let (mut reads, mut forwarded) = self.reads(&asked, &ups, &mut taken, None);
+        // What waits on the host in place of the drives comes from there, also where the drives reach the device.
+        if forwarded.iter().any(|&t| self.direct(t).read) {
+            (ups, taken) = self.ups(&asked, &forwarded);
+            (reads, forwarded) = self.reads(&asked, &ups, &mut taken, Some(forwarded));
+        }
         let mut fetched: Vec<Option<(usize, f64)>> = vec![None; pending.len()];
         for job in ups.iter().chain(&reads) {
             let (class, rank) = match job.event {
@@ -444,19 +465,29 @@ impl Emitter<'_> {
         scene.order.iter().map(of).collect()
     }
 
-    /// Copies of the lane to the device: tensors of windows, and what updates on the device need.
-    fn ups(
-        &self,
-        scene: &Scene<'_>,
-        times: &Times,
-        pending: &[Pending],
-        position: &FastMap<PieceId, usize>,
-    ) -> Vec<Job> {
+    /// Whether a window's tensor comes straight from a drive. What an update of this part has made is on the host, and
+    /// so is what waits there in place of the drives.
+    fn straight(&self, asked: &Asked<'_>, window: &Window, on_host: &[Tensor]) -> bool {
+        self.direct(window.tensor).read
+            && asked.scene.tiers[&window.tensor] == Tier::Disk
+            && self.first_of(window, asked.position).is_none()
+            && !on_host.contains(&window.tensor)
+    }
+
+    /// Copies of the lane to the device: tensors of windows, and what updates on the device need. Also the bytes of the
+    /// device that are then taken during each operation. `on_host` wait there in place of the drives.
+    fn ups(&self, asked: &Asked<'_>, on_host: &[Tensor]) -> (Vec<Job>, Vec<u64>) {
+        let Asked {
+            scene,
+            times,
+            pending,
+            position,
+        } = *asked;
         let rates = self.rates;
         let mut jobs = Vec::new();
         for (wi, window, [last, written]) in scene.fetched() {
             let update = self.first_of(window, position).map(|&k| &pending[k]);
-            if update.is_some_and(|u| u.on_device) {
+            if update.is_some_and(|u| u.on_device) || self.straight(asked, window, on_host) {
                 continue;
             }
             let bytes = self.tensor_bytes(window.tensor);
@@ -509,7 +540,7 @@ impl Emitter<'_> {
             most.saturating_sub(self.stays()),
             times,
         );
-        jobs
+        (jobs, taken)
     }
 
     /// Bytes of the device that hold something across parts.
@@ -549,15 +580,23 @@ impl Emitter<'_> {
     }
 
     /// Reads from the drives: for windows, and for updates that follow their gradients. (Updates of the batch before
-    /// read as far ahead as they may.) Also returns the tensors that need not be read: see [`Spill::forwarded`].
+    /// read as far ahead as they may.) Also returns the tensors that need not be read: see [`Spill::forwarded`], or
+    /// those that `on_host` says. Reads into slots of the device are as far ahead as `taken` lets them, and add to it.
+    /// Long because the reads of windows and of updates stand in one queue.
     fn reads(
         &self,
-        scene: &Scene<'_>,
-        times: &Times,
-        pending: &[Pending],
+        asked: &Asked<'_>,
         ups: &[Job],
-        position: &FastMap<PieceId, usize>,
+        taken: &mut [u64],
+        on_host: Option<Vec<Tensor>>,
     ) -> (Vec<Job>, Vec<Tensor>) {
+        let Asked {
+            scene,
+            times,
+            pending,
+            position,
+        } = *asked;
+        let waits = on_host.as_deref().unwrap_or_default();
         let rates = self.rates;
         let mut fetch: Vec<Option<&Job>> = vec![None; scene.windows.len()];
         for job in ups {
@@ -567,26 +606,36 @@ impl Emitter<'_> {
         }
         let spill = self.written(scene, times, pending);
         let mut jobs = Vec::new();
-        for (wi, window, [_, written]) in scene.fetched() {
+        for (wi, window, [last, written]) in scene.fetched() {
             let of_update = self.first_of(window, position).is_some();
-            let (Some(fetch), Tier::Disk, false) =
-                (fetch[wi], scene.tiers[&window.tensor], of_update)
-            else {
+            let on_drives = scene.tiers[&window.tensor] == Tier::Disk;
+            if of_update || !on_drives || waits.contains(&window.tensor) {
                 continue;
+            }
+            // Before the window, or before the copy that the read is for.
+            let straight = self.straight(asked, window, waits);
+            let (deadline, from, by) = match fetch[wi] {
+                Some(fetch) => (fetch.key, fetch.from, fetch.at),
+                None if straight => {
+                    let from = last.map_or(0, |l| l + 1);
+                    (times.starts[window.first], from, window.first)
+                }
+                None => continue,
             };
-            let bytes = fetch.bytes;
+            let bytes = self.tensor_bytes(window.tensor);
             let gone = written.map_or(0.0, |l| {
-                let alone = times.ends[l] + rates.down.of(bytes) + rates.write.of(bytes);
+                let direct = self.direct(window.tensor).write;
+                let alone = times.ends[l] + rates.there(bytes, Tier::Disk, direct);
                 spill.end(window.tensor).unwrap_or(alone)
             });
             jobs.push(Job {
                 event: Event::Read(wi),
-                seconds: rates.read.of(bytes),
+                seconds: rates.read(bytes, straight),
                 bytes,
-                deadline: fetch.key,
+                deadline,
                 release: gone,
-                from: fetch.from,
-                by: fetch.at,
+                from,
+                by,
                 at: 0,
                 key: 0.0,
                 latest: 0.0,
@@ -600,7 +649,7 @@ impl Emitter<'_> {
             if bytes > 0 {
                 jobs.push(Job {
                     event: Event::Stage(k),
-                    seconds: rates.read.of(bytes),
+                    seconds: rates.read(bytes, false),
                     bytes,
                     deadline: times.ends[i],
                     release: 0.0,
@@ -614,10 +663,20 @@ impl Emitter<'_> {
         }
         latest(&mut jobs, times);
         let ahead = self.choice.ahead;
-        let forwarded = spill.forwarded(&mut jobs, scene, ahead.host.0);
-        let (mut stages, mut windows): (Vec<&mut Job>, Vec<&mut Job>) = jobs
+        let forwarded = match &on_host {
+            Some(on_host) => on_host.clone(),
+            None => spill.forwarded(&mut jobs, scene, ahead.host.0),
+        };
+        let (mut stages, windows): (Vec<&mut Job>, Vec<&mut Job>) = jobs
             .iter_mut()
             .partition(|job| matches!(job.event, Event::Stage(_)));
+        let (mut straight, mut windows): (Vec<&mut Job>, Vec<&mut Job>) =
+            windows.into_iter().partition(|job| match job.event {
+                Event::Read(wi) => self.straight(asked, &scene.windows[wi], waits),
+                _ => false,
+            });
+        let most = ahead.device.0.saturating_sub(self.stays());
+        fill(&mut straight, taken, most, times);
         bound(&mut windows, ahead.host.0, ahead.host.0 > 0, times);
         bound(&mut stages, ahead.updates.0, ahead.updates.0 > 0, times);
         (jobs, forwarded)

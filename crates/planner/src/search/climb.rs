@@ -29,7 +29,7 @@ pub(super) struct Candidate {
 }
 
 /// A change is taken when the step is shorter by this fraction.
-const GAIN: f64 = 1e-4;
+pub(super) const GAIN: f64 = 1e-4;
 
 /// How far ahead copies are tried, in the units of [`super::mix::AHEAD`]: all of the device.
 const DEEPEST: u8 = 64;

@@ -11,7 +11,7 @@ use super::fit::excess;
 use super::{PlanError, Refusal, Request, fits};
 use crate::build::{assemble, build};
 use crate::check::check;
-use crate::choice::{Ahead, Budgets, Choice, Processor};
+use crate::choice::{Ahead, Budgets, Choice, Direct, Processor};
 use crate::draft::{Rates, draft, persistent_bytes};
 use crate::layout::layout;
 use crate::plan::{PartName, Plan, Tier};
@@ -61,8 +61,9 @@ impl<'a> Search<'a> {
         self.r.workload
     }
 
-    /// The first units on the device, then some on the host, the rest on the drives; a pinned tier has them all.
-    fn choice(&self, device: usize, host: usize, ahead: Ahead) -> Choice {
+    /// The first units on the device, then some on the host, the rest on the drives, read as `direct` says; a pinned
+    /// tier has them all.
+    fn choice(&self, device: usize, host: usize, (ahead, direct): (Ahead, Direct)) -> Choice {
         let mut choice = Choice::resident(self.w());
         for (u, tier) in choice.weights.iter_mut().enumerate() {
             *tier = match self.r.pins.weights {
@@ -74,7 +75,7 @@ impl<'a> Search<'a> {
         }
         // There is none; on the device it would have a factor there.
         choice.update.fill(Processor::Host);
-        choice.ahead = ahead;
+        (choice.ahead, choice.direct) = (ahead, direct);
         choice
     }
 
@@ -111,14 +112,21 @@ impl<'a> Search<'a> {
             8 => Ahead::UNLIMITED,
             eighths => Ahead::each(Bytes(self.r.budgets.device.0 / 8 * eighths)),
         });
+        let read = Direct {
+            read: true,
+            write: false,
+        };
+        let directs = [Some(Direct::NONE), self.r.reaches_device().then_some(read)];
+        let directs = directs.into_iter().flatten();
+        let ways = directs.flat_map(|direct| aheads.map(|ahead| (ahead, direct)));
         let mut all = Vec::new();
-        for ahead in aheads {
+        for way in ways {
             // The host has the rest, or as much of it as it holds.
             let rest = |device: usize| {
                 let least = if drives { 0 } else { n - device };
                 let mut hosts = (least..=n - device).rev();
                 hosts.find_map(|host| {
-                    let choice = self.choice(device, host, ahead);
+                    let choice = self.choice(device, host, way);
                     self.holds(&choice).then_some(choice)
                 })
             };
@@ -130,7 +138,8 @@ impl<'a> Search<'a> {
     /// What would fit: everything on one tier, whichever is nearest to what is allowed.
     fn refusal(&self) -> Refusal {
         let (allowed, n) = (self.r.budgets, self.w().units.len());
-        let need = |device, host| self.need(&self.choice(device, host, Ahead::NONE));
+        let need =
+            |device, host| self.need(&self.choice(device, host, (Ahead::NONE, Direct::NONE)));
         let (resident, host, disk) = (need(n, 0), need(0, n), need(0, 0));
         let drives = allowed.disk.0 > 0;
         let ways = [Some(resident), Some(host), drives.then_some(disk)];

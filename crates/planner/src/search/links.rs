@@ -47,6 +47,11 @@ impl Link {
                     disk.read.0 += more;
                     disk.write.0 += more;
                     disk.mixed.0 += more;
+                    if let Some(direct) = &mut disk.direct {
+                        direct.read.0 += more;
+                        direct.write.0 += more;
+                        direct.mixed.0 += more;
+                    }
                 }
             }
         }
@@ -74,7 +79,7 @@ pub(super) fn faster(r: &Request<'_>, best: &Candidate, plan: &Plan) -> Vec<Fast
             machine: &machine,
             ..*r
         };
-        let (knobs, seen) = (Knobs::new(&r), Seen::default());
+        let (knobs, seen) = (Knobs::new(&r, best.choice.direct), Seen::default());
         let seconds = Search::new(r, &knobs, &seen).step_seconds(&best.choice);
         Faster {
             link,

@@ -14,7 +14,7 @@ use std::ops::Deref;
 
 use super::ladder::Ladders;
 use super::{Pins, Request};
-use crate::choice::{Activations, Ahead, Choice, LoopOrder, Pieces, Processor, Saved};
+use crate::choice::{Activations, Ahead, Choice, Direct, LoopOrder, Pieces, Processor, Saved};
 use crate::draft::Rates;
 use crate::plan::Tier;
 
@@ -31,10 +31,12 @@ pub(super) struct Knobs {
     device: u64,
     /// Whether there are drives.
     disk: bool,
+    /// Which transfers pass no host memory.
+    pub direct: Direct,
 }
 
 impl Knobs {
-    pub(super) fn new(r: &Request<'_>) -> Self {
+    pub(super) fn new(r: &Request<'_>, direct: Direct) -> Self {
         let w = r.workload;
         let (mut tensor, mut state) = (1, 1);
         for unit in w.units.iter().filter(|u| u.kind == UnitKind::Block) {
@@ -59,6 +61,7 @@ impl Knobs {
             grain: [tensor, state],
             device: r.budgets.device.0,
             disk: r.budgets.disk.0 > 0,
+            direct,
         }
     }
 
@@ -269,6 +272,7 @@ impl Mix {
             carry: self.carry,
             round: self.round,
             durable: false,
+            direct: pins.direct,
         };
         if pins.durable {
             choice.make_durable();

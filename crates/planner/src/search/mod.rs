@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::build::{assemble, build};
 use crate::check::{Fault, check};
 use crate::choice::{
-    Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved, whole,
+    Activations, Budgets, Choice, Clip, Direct, LoopOrder, Pieces, Processor, Saved, whole,
 };
 use crate::draft::{Draft, draft, persistent_bytes};
 use crate::fast::FastMap;
@@ -30,7 +30,7 @@ use crate::machine::Machine;
 use crate::plan::{LaneKind, PartName, Plan, Task, Tier};
 use crate::rounds::Rounds;
 use crate::simulate::{Busy, Steps, busy, steady_seconds};
-use climb::Candidate;
+use climb::{Candidate, GAIN};
 use mix::{Count, Knobs, Mix};
 use starts::first_of_each_loop;
 
@@ -85,6 +85,10 @@ pub struct Pins {
     pub update: Option<Processor>,
     /// Weights and optimizer state in two versions on disk, committed by each update.
     pub durable: bool,
+    /// Every transfer between drives and device passes host memory, also where the machine has
+    /// [a rate](crate::machine::DiskRates::direct) for those that need not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bounce: bool,
 }
 
 /// What to plan.
@@ -220,9 +224,34 @@ pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
     if r.workload.decodes() {
         return decode::plan(r);
     }
-    let (knobs, seen) = (Knobs::new(r), Seen::default());
-    let search = Search::new(*r, &knobs, &seen);
-    search.made(&search.best()?)
+    let Found { knobs, seen, best } = found(r)?;
+    Search::new(*r, &knobs, &seen).made(&best)
+}
+
+/// The best candidate of a request, with what was learned on the way to it.
+struct Found {
+    knobs: Knobs,
+    seen: Seen,
+    best: Candidate,
+}
+
+/// Searches, where drives reach the device twice: what is ahead of its use, and so what fits, differs with the memory
+/// that transfers pass. Where it is no faster, transfers pass the host.
+fn found(r: &Request<'_>) -> Result<Found, PlanError> {
+    let with = |direct: Direct| {
+        let (knobs, seen) = (Knobs::new(r, direct), Seen::default());
+        let best = Search::new(*r, &knobs, &seen).best()?;
+        Ok(Found { knobs, seen, best })
+    };
+    let bounced = with(Direct::NONE);
+    if !r.reaches_device() {
+        return bounced;
+    }
+    match (bounced, with(Direct::BOTH)) {
+        (Ok(a), Ok(b)) if b.best.seconds < a.best.seconds * (1.0 - GAIN) => Ok(b),
+        (Err(_), Ok(b)) => Ok(b),
+        (bounced, _) => bounced,
+    }
 }
 
 /// Plans a step that is made once: the fastest of the plans that [`plan`] only starts from, found in a fraction of
@@ -231,7 +260,7 @@ pub fn plan(r: &Request<'_>) -> Result<Plan, PlanError> {
 /// # Errors
 /// As [`plan`].
 pub fn plan_one_step(r: &Request<'_>) -> Result<Plan, PlanError> {
-    let (knobs, seen) = (Knobs::new(r), Seen::default());
+    let (knobs, seen) = (Knobs::new(r, Direct::NONE), Seen::default());
     let search = Search::new(*r, &knobs, &seen);
     search.made(&search.starts()?.swap_remove(0))
 }
@@ -242,10 +271,21 @@ pub fn fits_any(r: &Request<'_>) -> bool {
     if r.workload.decodes() {
         return decode::fits_any(r);
     }
-    let (knobs, seen) = (Knobs::new(r), Seen::default());
-    let search = Search::new(*r, &knobs, &seen);
-    let holds = |(_, choice): &(Mix, Choice)| search.holds_whole(choice);
-    search.starting_points().iter().any(holds) || search.crowded().iter().any(holds)
+    let with = |direct: Direct| {
+        let (knobs, seen) = (Knobs::new(r, direct), Seen::default());
+        let search = Search::new(*r, &knobs, &seen);
+        let holds = |(_, choice): &(Mix, Choice)| search.holds_whole(choice);
+        search.starting_points().iter().any(holds) || search.crowded().iter().any(holds)
+    };
+    with(Direct::NONE) || (r.reaches_device() && with(Direct::BOTH))
+}
+
+impl Request<'_> {
+    /// Whether transfers may pass host memory by.
+    fn reaches_device(&self) -> bool {
+        let rates = self.machine.disk.and_then(|disk| disk.direct);
+        rates.is_some() && !self.pins.bounce && self.budgets.disk.0 > 0
+    }
 }
 
 /// Operations of a part that is planned task by task; a batch of more is cut into rounds.
@@ -272,7 +312,8 @@ fn busy_of(d: &Draft, rounds: Rounds, w: &Workload, machine: &Machine) -> Busy {
         .into_iter()
         .map(|(part, times)| (&*d.parts[part], times))
         .collect();
-    busy(&parts, &d.pieces, w, machine)
+    let direct = |task: &Task| task.is_direct(|slot| d.slots[slot].tier);
+    busy(&parts, &d.pieces, w, machine, direct)
 }
 
 fn fits(need: &[u64; 3], budgets: &Budgets) -> bool {
@@ -508,7 +549,35 @@ impl Search<'_> {
         let fastest = self.fastest_of_all()?;
         let resident = self.resident(&fastest);
         let sure = resident.filter(|r| r.seconds <= SURE * fastest.seconds);
-        Ok(sure.unwrap_or(fastest))
+        Ok(self.one_way(sure.unwrap_or(fastest)))
+    }
+
+    /// A candidate, or what it becomes if only its reads or only its writes pass the host by, or neither: each way has
+    /// a rate of its own, and a plan that moves nothing past the host is not to look as if it did.
+    fn one_way(&self, mut best: Candidate) -> Candidate {
+        if best.choice.direct != Direct::BOTH {
+            return best;
+        }
+        for (read, write, gain) in [
+            (false, false, 0.0),
+            (true, false, GAIN),
+            (false, true, GAIN),
+        ] {
+            let mut choice = best.choice.clone();
+            choice.direct = Direct { read, write };
+            if !self.holds_whole(&choice) || !self.may_write(&choice) {
+                continue;
+            }
+            let seconds = self.seconds(&choice);
+            if seconds <= best.seconds * (1.0 - gain) {
+                best = Candidate {
+                    choice,
+                    seconds,
+                    ..best
+                };
+            }
+        }
+        best
     }
 
     fn fastest_of_all(&self) -> Result<Candidate, PlanError> {

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::climb::Candidate;
 use super::links::{Faster, faster};
 use super::mix::{Count, Knobs, Mix, pinned_ahead};
-use super::{PlanError, Request, Search, Seen, busy_of, joined, timed_parts};
-use crate::choice::{Budgets, Clip, LoopOrder};
+use super::{Found, PlanError, Request, Search, Seen, busy_of, found, joined, timed_parts};
+use crate::choice::{Budgets, Clip, Direct, LoopOrder};
 use crate::plan::{LaneKind, Plan, Tier};
 
 /// In what a plan differs from the one that was chosen: what would have to be pinned or changed.
@@ -146,9 +146,8 @@ pub fn plan_with_outlook(
     r: &Request<'_>,
     more: &[(u32, &Workload)],
 ) -> Result<(Plan, Outlook), PlanError> {
-    let (knobs, seen) = (Knobs::new(r), Seen::default());
+    let Found { knobs, seen, best } = found(r)?;
     let search = Search::new(*r, &knobs, &seen);
-    let best = search.best()?;
     let made = search.made(&best)?;
     let known = seen.share();
     let look = || Seen::knowing(Arc::clone(&known));
@@ -380,7 +379,7 @@ fn suggestions(
     let now = tokens_of(r.workload) / step.0;
     let mut found: Vec<Suggestion> = Vec::new();
     let mut ask = |change: Change, request: Request<'_>| {
-        let Ok(step_seconds) = quick(&request, &best.mix) else {
+        let Ok(step_seconds) = quick(&request, &best.mix, best.choice.direct) else {
             return;
         };
         let tokens_per_second = tokens_of(request.workload) / step_seconds.0;
@@ -405,8 +404,8 @@ fn suggestions(
 }
 
 /// Time of a step of a plan that was looked for only a little, around one for another request.
-fn quick(r: &Request<'_>, near: &Mix) -> Result<Seconds, PlanError> {
-    let (knobs, seen) = (Knobs::new(r), Seen::default());
+fn quick(r: &Request<'_>, near: &Mix, direct: Direct) -> Result<Seconds, PlanError> {
+    let (knobs, seen) = (Knobs::new(r, direct), Seen::default());
     let search = Search::new(*r, &knobs, &seen);
     // A batch that was planned as one may now be too long for that.
     let near = match near.round {

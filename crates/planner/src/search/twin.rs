@@ -4,7 +4,7 @@ use lowtide_units::{Bytes, BytesPerSecond};
 use lowtide_workload::Workload;
 
 use super::{Knobs, Pins, Request, Search, Seen, fits};
-use crate::choice::{Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
+use crate::choice::{Ahead, Budgets, Choice, Clip, Direct, LoopOrder, Pieces, Processor, Saved};
 use crate::machine::Machine;
 use crate::plan::Tier;
 use crate::testing::{machine, workload};
@@ -136,7 +136,7 @@ fn the_search_is_within_three_percent_of_trying_everything() {
                 clip: Clip::Exact,
                 pins: Pins::default(),
             };
-            let knobs = Knobs::new(&request);
+            let knobs = Knobs::new(&request, Direct::NONE);
             let search = Search::new(request, &knobs, &seen);
             let mut best = f64::INFINITY;
             let mut which = None;

@@ -6,7 +6,7 @@ use super::mix::Count;
 use super::{
     CLIMBED, IMPROVED, Knobs, MOVING, Pins, Request, Search, Seen, WORK, WORK_IN_ROUNDS, fits,
 };
-use crate::choice::{Budgets, Choice, Clip};
+use crate::choice::{Budgets, Choice, Clip, Direct};
 use crate::plan::Tier;
 use crate::testing::{machine, needs, workload};
 
@@ -31,7 +31,7 @@ fn work(blocks: u32, micro_batches: u32, share: f64, host: f64, disk: bool) -> (
         clip: Clip::Exact,
         pins: Pins::default(),
     };
-    let (knobs, seen) = (Knobs::new(&request), Seen::default());
+    let (knobs, seen) = (Knobs::new(&request, Direct::NONE), Seen::default());
     let search = Search::new(request, &knobs, &seen);
     let found = search.best();
     if let Ok(best) = &found {
@@ -100,7 +100,7 @@ fn what_stays_off_the_drives_comes_first() {
         clip: Clip::Exact,
         pins: Pins::default(),
     };
-    let knobs = Knobs::new(&request);
+    let knobs = Knobs::new(&request, Direct::NONE);
     let seen = Seen::default();
     let search = Search::new(request, &knobs, &seen);
     let start = search.starts().expect("fits").swap_remove(0);
@@ -138,7 +138,7 @@ fn state_that_fits_stays_on_the_device_unless_the_host_wins_clearly() {
             clip: Clip::Exact,
             pins: Pins::default(),
         };
-        let (knobs, seen) = (Knobs::new(&request), Seen::default());
+        let (knobs, seen) = (Knobs::new(&request, Direct::NONE), Seen::default());
         let search = Search::new(request, &knobs, &seen);
         let fastest = search.fastest_of_all().expect("fits");
         if !fastest.choice.optimizer.contains(&Tier::Host) {

@@ -212,6 +212,7 @@ pub(super) fn slice_choice(whole: &Workload, choice: &Choice, slice: &Workload) 
         ahead: choice.ahead,
         carry: choice.carry,
         durable: choice.durable,
+        direct: choice.direct,
     }
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use lowtide_model::Decoder;
 use lowtide_planner::{
-    Budgets, Choice, Clip, DiskRates, LoopOrder, Machine, PartName, Plan, Saved, Tensor, Tier,
-    Work, build, check,
+    Budgets, Choice, Clip, DirectRates, DiskRates, LoopOrder, Machine, PartName, Plan, Saved,
+    Tensor, Tier, Work, build, check,
 };
 use lowtide_units::{BytesPerSecond, FlopsPerSecond, Seconds};
 
@@ -24,6 +24,12 @@ pub fn beside(drive: f64) -> Machine {
             mixed: BytesPerSecond(drive),
             latency: Seconds(1e-9),
             rated_writes: None,
+            direct: Some(DirectRates {
+                read: BytesPerSecond(drive),
+                write: BytesPerSecond(drive),
+                mixed: BytesPerSecond(drive),
+                latency: Seconds(1e-9),
+            }),
         }),
         ..machine()
     }

@@ -1,0 +1,207 @@
+//! With a stub in cuFile's place: a library in C by NVIDIA's documentation, on the host's memory.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::*;
+
+/// What the stub does: all that is asked; keeps compatibility mode on; supports nothing; has no driver; refuses files;
+/// refuses memory; reports transfers that it does not make; moves a part at first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    Direct,
+    Compatible,
+    Forced,
+    Nothing,
+    PeerToPeer,
+    NoDriver,
+    NoFile,
+    NoMemory,
+    Lies,
+    Short,
+}
+
+const STUB: &str = r#"
+#define _GNU_SOURCE
+#include <stdbool.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+#include <errno.h>
+typedef struct { int err; int cu_err; } Error;
+typedef struct { int type; union { int fd; void *handle; } handle; const void *fs_ops; } Descr;
+typedef struct {
+    struct { unsigned major, minor; size_t poll, most; unsigned status, control; } nvfs;
+    unsigned features, a, b, c, d, e;
+} Props;
+enum { DIRECT, COMPATIBLE, FORCED, NOTHING, PEER, NO_DRIVER, NO_FILE, NO_MEMORY, LIES, SHORT };
+static int mode, opened, handles, buffers, calls;
+static bool parameter[12];
+static const void *base_of; static size_t length;
+void stub_mode(int m) { mode = m; opened = calls = 0; parameter[1] = parameter[2] = true; }
+int stub_registered(void) { return handles * 100 + buffers; }
+static Error e(int code) { Error error = { code, 0 }; return error; }
+Error cuFileSetParameterBool(int p, bool v) {
+    if (opened) return e(5022);
+    if (!(mode == COMPATIBLE && p == 1) && !(mode == FORCED && p == 2)) parameter[p] = v;
+    return e(0);
+}
+Error cuFileGetParameterBool(int p, bool *v) { *v = parameter[p]; return e(0); }
+Error cuFileDriverOpen(void) { if (mode == NO_DRIVER) return e(5001); opened = 1; return e(0); }
+Error cuFileDriverGetProperties(Props *p) {
+    memset(p, 0, sizeof *p);
+    p->nvfs.status = mode == NOTHING || mode == PEER ? 0 : 1 << 4;
+    p->features = mode == PEER ? 0x1f : 0xf;
+    return e(0);
+}
+Error cuFileHandleRegister(void **h, Descr *d) {
+    if (mode == NO_FILE) return e(5008);
+    if (d->type != 1 || d->fs_ops) return e(5022);
+    *h = (void *)(size_t)(d->handle.fd + 1000);
+    handles++;
+    return e(0);
+}
+void cuFileHandleDeregister(void *h) { if ((size_t)h >= 1000) handles--; }
+Error cuFileBufRegister(const void *b, size_t n, int flags) {
+    if (mode == NO_MEMORY) return e(5016);
+    if (flags) return e(5022);
+    base_of = b; length = n; buffers++;
+    return e(0);
+}
+Error cuFileBufDeregister(const void *b) { if (b == base_of) buffers--; return e(0); }
+static ssize_t move(void *h, char *b, size_t n, off_t at, off_t off, int writes) {
+    int fd = (int)(size_t)h - 1000;
+    if (b != base_of || off + n > length) return -5012;
+    calls++;
+    if (mode == SHORT && calls % 3 == 1) { errno = EINTR; return -1; }
+    if (mode == SHORT && calls % 3 == 2 && n > 4096) n = 4096;
+    if (mode == LIES) return n;
+    return writes ? pwrite(fd, b + off, n, at) : pread(fd, b + off, n, at);
+}
+ssize_t cuFileRead(void *h, void *b, size_t n, off_t at, off_t off) { return move(h, b, n, at, off, 0); }
+ssize_t cuFileWrite(void *h, const void *b, size_t n, off_t at, off_t off) { return move(h, (char *)b, n, at, off, 1); }
+"#;
+
+struct Stub {
+    library: &'static Cufile,
+    mode: unsafe extern "C" fn(c_int),
+    registered: unsafe extern "C" fn() -> c_int,
+}
+
+/// Compiles and opens the stub. None without a C compiler, as on a machine that has only the tests' programs.
+fn stub(dir: &Path) -> Option<Stub> {
+    let (source, file) = (dir.join("stub.c"), dir.join("libcufile.so.0"));
+    std::fs::write(&source, STUB).expect("written");
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .args([&file, &source])
+        .status();
+    if !compiled.ok()?.success() {
+        return None;
+    }
+    // SAFETY: the library above, which does nothing when it is loaded.
+    let lib = unsafe { libloading::Library::new(&file) }.expect("it loads");
+    // SAFETY: the types are those of the source above.
+    let (mode, registered) = unsafe {
+        (
+            *lib.get::<unsafe extern "C" fn(c_int)>(b"stub_mode\0")
+                .expect("there"),
+            *lib.get::<unsafe extern "C" fn() -> c_int>(b"stub_registered\0")
+                .expect("there"),
+        )
+    };
+    let library = Cufile::of(PathBuf::from("stub"), lib).expect("every function is there");
+    Some(Stub {
+        library: Box::leak(Box::new(library)),
+        mode,
+        registered,
+    })
+}
+
+impl Stub {
+    /// All of detection: the library starts, memory and files are registered, bytes go both ways.
+    fn detected(&self, mode: Mode, dir: &Path) -> Result<Disk, NoDirect> {
+        // SAFETY: the stub's own function; one thread uses it.
+        unsafe { (self.mode)(mode as c_int) };
+        self.library.start()?;
+        let dirs = ["a", "b"].map(|name| (dir.join(name), 1.0));
+        dirs.iter()
+            .for_each(|(dir, _)| std::fs::create_dir_all(dir).expect("made"));
+        let mut config = DiskConfig::new(dirs);
+        (config.block, config.stripe) = (Bytes(16 << 10), Bytes(16 << 10));
+        let disk = Disk::open(&config.fit(Bytes(128 << 10))?, None)?;
+        // The host's memory stands in for a device's.
+        let mut device = Memory::new(Arena::new(Bytes(256 << 10), Fill::Zero)?);
+        let base = device.arena().base().expose_provenance() as u64;
+        let place = (base, device.bytes().0);
+        // File systems in memory have no direct I/O, which a real library asks for.
+        let files: Vec<std::fs::File> = disk
+            .paths()
+            .map(|path| {
+                let mut options = std::fs::OpenOptions::new();
+                options.read(true).write(true).open(path).expect("its file")
+            })
+            .collect();
+        use std::os::fd::AsRawFd;
+        let fds: Vec<(&Path, RawFd)> = files
+            .iter()
+            .map(|f| (Path::new("file"), f.as_raw_fd()))
+            .collect();
+        let reach = DirectFiles::register(self.library, place, None, &fds)?;
+        disk.reach_by(Arc::new(reach));
+        prove_direct(&disk, &mut device)?;
+        // Outside of the registered memory nothing moves.
+        let extent = Extent {
+            offset: 0,
+            bytes: 4096,
+        };
+        // SAFETY: it is refused.
+        let outside = unsafe { disk.submit_device(Kind::Read, extent, base - 4096, 0) }.wait();
+        assert!(matches!(outside, Err(TierError::Io { .. })), "{outside:?}");
+        Ok(disk)
+    }
+}
+
+#[test]
+#[allow(clippy::print_stderr, reason = "what is skipped must be seen")]
+fn cufile_is_used_only_where_it_passes_no_host_memory() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let Some(stub) = stub(dir.path()) else {
+        eprintln!("skipped: no C compiler");
+        return;
+    };
+    // SAFETY: the stub's own function.
+    let registered = || unsafe { (stub.registered)() };
+    for mode in [Mode::Direct, Mode::PeerToPeer, Mode::Short] {
+        let disk = stub.detected(mode, dir.path());
+        let disk = disk.unwrap_or_else(|e| panic!("{mode:?}: {e}"));
+        let moved = disk.counters();
+        assert_eq!(
+            (moved.read, moved.written),
+            (Bytes(256 << 10), Bytes(256 << 10))
+        );
+        // Two files and one memory, until the disk is closed.
+        assert_eq!(registered(), 201);
+        drop(disk);
+        assert_eq!(registered(), 0);
+    }
+    for (mode, words) in [
+        (Mode::Compatible, "compatibility mode"),
+        (Mode::Forced, "compatibility mode"),
+        (Mode::Nothing, "supports no drive"),
+        (
+            Mode::NoDriver,
+            "cuFileDriverOpen: error 5001 (nvidia-fs is not loaded)",
+        ),
+        (Mode::NoFile, "cuFileHandleRegister: error 5008"),
+        (
+            Mode::NoMemory,
+            "cuFileBufRegister: error 5016 (more memory than",
+        ),
+        (Mode::Lies, "a write by cuFile changes bytes"),
+    ] {
+        let why = stub.detected(mode, dir.path()).expect_err("it bounces");
+        assert!(why.to_string().contains(words), "{mode:?}: {why}");
+        assert_eq!(registered(), 0, "{mode:?}");
+    }
+}
