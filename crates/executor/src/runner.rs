@@ -1,4 +1,6 @@
 //! The runner: submits parts of a plan to the lanes and waits for them.
+//!
+//! One file because all of it is the state of one run: what is submitted, what is complete, and by which plan.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -24,7 +26,7 @@ use crate::shared::{LaneState, Shared, lock, threads};
 use crate::shuffled::Shuffle;
 use crate::streams::Streams;
 use crate::timeline::{Measured, Record, seconds, write_trace};
-use crate::trace::Tracing;
+use crate::trace::{Trace, Tracing};
 use crate::waits::Moments;
 use crate::worker::work;
 
@@ -42,6 +44,8 @@ pub struct Runner<E: Engine> {
     flipped: bool,
     /// What is read while steps go on, with whether its update is submitted.
     hold: Option<(Arc<Hold>, bool)>,
+    /// The plan whose tasks are traced: the first one.
+    traced: Arc<Plan>,
     last: Option<Arc<Submission<E::Step>>>,
     flying: VecDeque<Flying<E::Step>>,
     /// Tasks each lane has when everything submitted is complete; and when all but the last part.
@@ -81,7 +85,7 @@ impl<E: Engine> Runner<E> {
             .transpose()?;
         let moments = Moments::new(&tables);
         let (trace_events, ranks) = (options.trace.events, plan.ranks);
-        let mode = options.mode;
+        let traced = Arc::clone(&plan);
         let shared = Arc::new(Shared {
             plan,
             workload,
@@ -100,7 +104,7 @@ impl<E: Engine> Runner<E> {
             epoch,
         });
         let mut runner = Self {
-            shared: Arc::clone(&shared),
+            shared,
             senders: Vec::new(),
             workers: Vec::new(),
             shuffle: None,
@@ -108,13 +112,21 @@ impl<E: Engine> Runner<E> {
             tracing: Tracing::default(),
             flipped: false,
             hold: None,
+            traced,
             last: None,
             flying: VecDeque::new(),
             goal: PerLane::default(),
             seen: (0, epoch),
         };
-        match mode {
-            Mode::Shuffled(seed) => runner.shuffle = Some(Shuffle::new(shared, seed)),
+        runner.start();
+        Ok(runner)
+    }
+
+    /// Starts a worker for each lane.
+    fn start(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        match shared.options.mode {
+            Mode::Shuffled(seed) => self.shuffle = Some(Shuffle::new(shared, seed)),
             Mode::Threads => {
                 for lane in shared.lanes() {
                     let (sender, receiver) = channel();
@@ -122,16 +134,66 @@ impl<E: Engine> Runner<E> {
                     let worker = std::thread::Builder::new()
                         .name(format!("lane-{lane}"))
                         .spawn(move || work(&its, lane, &receiver));
-                    runner.senders.push(sender);
+                    self.senders.push(sender);
                     match worker {
-                        Ok(worker) => runner.workers.push(worker),
+                        Ok(worker) => self.workers.push(worker),
                         // The error is returned by the next call on the runner.
                         Err(e) => shared.fail(threads(lane, 1, &e)),
                     }
                 }
             }
         }
-        Ok(runner)
+    }
+
+    /// Ends the workers, once each has done what it was given.
+    fn end(&mut self) {
+        self.senders.clear();
+        self.shuffle = None;
+        for worker in self.workers.drain(..) {
+            // Workers catch their tasks' panics; one that died all the same has nothing to add.
+            let _ = worker.join();
+        }
+    }
+
+    /// Goes on with another plan on the same memory, once everything that was submitted is complete; what each lane
+    /// does is measured on. Nothing of the new plan is traced: a trace has the tasks of one plan. The engine stays, so
+    /// of a plan it may know only what stays the same.
+    ///
+    /// # Errors
+    /// What stopped the run; the device's, when it gives no stream or event: then the old plan can run on.
+    ///
+    /// # Panics
+    /// When a plan would find another state than this one has left ([`check::replaces`]), when something is held, or
+    /// updates are still to be made and the caller has not drained.
+    pub fn replace(&mut self, plan: Arc<Plan>) -> Result<(), ExecError> {
+        if let Err(fault) = check::replaces(self.plan(), &plan) {
+            panic!("not the same homes: {fault}");
+        }
+        assert!(!self.is_held(), "who reads a hold reads by the old plan");
+        self.wait()?;
+        let options = &self.shared.options;
+        let tables = PerPart::of(|p| PartTable::new(&plan, p, options.holds));
+        let streams = options.gpu.as_ref();
+        let streams = streams.map(|gpu| Streams::new(gpu, &tables, self.shared.epoch));
+        let streams = streams.transpose().map_err(|source| ExecError::Device {
+            task: "making the streams of another plan".to_owned(),
+            source,
+        })?;
+        self.end();
+        self.hold = None;
+        self.last = None;
+        let shared = Arc::get_mut(&mut self.shared).expect("the workers have ended");
+        shared.moments = Moments::new(&tables);
+        (shared.plan, shared.tables, shared.streams) = (plan, tables, streams);
+        shared.progress = Progress::default();
+        shared.states = PerLane::of(|_| Mutex::new(LaneState::Idle));
+        shared.options.trace = Trace::NONE;
+        // The part before the next one is none of its plan.
+        lock(&shared.waits).before = None;
+        self.goal = PerLane::default();
+        self.seen = (0, Instant::now());
+        self.start();
+        Ok(())
     }
 
     /// Queues a part, of a batch in rounds all that belong to it, behind what was submitted before and
@@ -447,18 +509,14 @@ impl<E: Engine> Runner<E> {
     /// The writer's.
     pub fn write_trace(&self, out: &mut dyn Write) -> std::io::Result<()> {
         let lanes = PerLane::of(|lane| lock(&self.shared.records[lane]).events.clone());
-        write_trace(out, &self.shared.plan, &self.shared.workload, &lanes)
+        write_trace(out, &self.traced, &self.shared.workload, &lanes)
     }
 }
 
 impl<E: Engine> Drop for Runner<E> {
     fn drop(&mut self) {
         self.stop();
-        self.senders.clear();
-        for worker in self.workers.drain(..) {
-            // Workers catch their tasks' panics; one that died all the same has nothing to add.
-            let _ = worker.join();
-        }
+        self.end();
         if let Some(streams) = &self.shared.streams {
             // Memory is freed after this; what failed there was reported.
             let _ = streams.gpu.synchronize();

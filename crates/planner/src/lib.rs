@@ -21,6 +21,7 @@ mod program;
 pub mod rounds;
 pub mod search;
 pub mod simulate;
+pub mod slowdown;
 mod speeds;
 mod tiers;
 pub mod timeline;
@@ -41,7 +42,9 @@ pub use plan::{
     SlotId, Task, TaskId, Tensor, Tier, Use, Version, Work,
 };
 pub use rounds::Rounds;
+pub use search::again::{Again, plan_again};
 pub use search::{Pins, PlanError, Refusal, Request, plan as make, plan_one_step as make_one_step};
+pub use slowdown::Slowdown;
 pub use together::Together;
 pub use updates::{UpdateRate, Updates};
 

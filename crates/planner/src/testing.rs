@@ -1,5 +1,6 @@
 //! Small workloads and a machine, for the planner's own tests.
 
+mod drives;
 mod workloads;
 
 use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
@@ -8,6 +9,7 @@ use lowtide_workload::{Optimizer, Workload};
 use crate::machine::{DiskRates, Machine, Shared, Source};
 use crate::updates::{UpdateRate, Updates};
 
+pub(crate) use drives::*;
 pub(crate) use workloads::*;
 
 /// Rates of updates: so many parameters a second on the host.

@@ -475,6 +475,22 @@ impl Session {
         self.wait()
     }
 
+    /// Goes on with another plan on the memory that is reserved. Drains first. From here on steps have the bits that
+    /// they would have had: what outlives a step lies where it lay.
+    ///
+    /// # Errors
+    /// What stopped the run; the device's, when it has no more streams.
+    ///
+    /// # Panics
+    /// Where the plan is none that [`replaces`](lowtide_planner::check::replaces) this one, there are several ranks, or
+    /// a [snapshot](Session::snapshot) is read.
+    pub fn replace(&mut self, plan: Arc<Plan>) -> Result<(), ExecError> {
+        assert_eq!(self.ranks.count(), 1, "all ranks run one plan");
+        self.drain()?;
+        // The engine knows the plan's pieces alone, which are the same.
+        self.first_runner().replace(plan)
+    }
+
     /// Loss of one batch without gradients. Drains first.
     ///
     /// # Errors

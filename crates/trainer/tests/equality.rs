@@ -6,6 +6,7 @@ mod chunks;
 mod common;
 mod noise;
 mod rates;
+mod replan;
 
 use std::sync::Arc;
 

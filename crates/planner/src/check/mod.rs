@@ -37,6 +37,7 @@ mod graph;
 mod once;
 mod operands;
 mod order;
+mod replaces;
 mod walk;
 
 use std::fmt;
@@ -45,6 +46,7 @@ use lowtide_workload::Workload;
 
 use crate::choice::Clip;
 use crate::plan::{PartName, PieceId, Plan, TaskId, Tensor};
+pub use replaces::replaces;
 use walk::{Clock, Knowledge, Walk};
 
 /// What a plan does wrong: always a bug in a planner or a strategy.

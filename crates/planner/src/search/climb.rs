@@ -77,6 +77,16 @@ impl Search<'_> {
         climb.end()
     }
 
+    /// The best that can be reached from a candidate or one of some mixes, doing about `work` at most.
+    pub(super) fn climb_from_any(&self, from: Candidate, mixes: &[Mix], work: u64) -> Candidate {
+        let mut climb = Climb::new(self, from, work);
+        for mix in mixes {
+            climb.try_mix(mix);
+        }
+        climb.turn();
+        climb.end()
+    }
+
     /// The choice of a mix, with state and weights on disk that do not fit on the host, and with copies no
     /// further ahead than lets everything lie on the device.
     pub(super) fn settled(&self, mix: &Mix) -> Option<Choice> {
@@ -102,7 +112,8 @@ impl Search<'_> {
 
     /// A choice with state and weights on disk that do not fit on the host, if then everything fits.
     pub(super) fn spilled_to_fit(&self, choice: &Choice) -> Option<Choice> {
-        let fitted = match self.disk {
+        // What has its home already goes nowhere else.
+        let fitted = match self.disk && self.knobs.held.is_none() {
             true => self.fit(choice.clone(), &self.r.budgets),
             false => self.holds(choice).then(|| choice.clone()),
         };
@@ -282,6 +293,10 @@ impl Climb<'_, '_> {
     /// room on the host need not be read and written. Whether the drives still rule then, so that nothing else is worth
     /// a look: of a large model few looks are as much work as a climb may do.
     fn off_the_drives(&mut self) -> bool {
+        // Where all homes stay only saved tensors can be taken off them.
+        if self.search.knobs.held.is_some() {
+            return false;
+        }
         for count in [Count::Resident, Count::Near] {
             if !self.search.ruled_by_drives(&self.best) {
                 return false;

@@ -33,6 +33,8 @@ pub(super) struct Knobs {
     disk: bool,
     /// Which transfers pass no host memory.
     pub direct: Direct,
+    /// What a running session has in its homes: every mix gets the same, and differs in what comes and goes alone.
+    pub held: Option<Choice>,
 }
 
 impl Knobs {
@@ -62,6 +64,15 @@ impl Knobs {
             device: r.budgets.device.0,
             disk: r.budgets.disk.0 > 0,
             direct,
+            held: None,
+        }
+    }
+
+    /// The same where all homes are those of a choice.
+    pub(super) fn holding(self, held: &Choice) -> Self {
+        Self {
+            held: Some(held.clone()),
+            ..self
         }
     }
 
@@ -211,6 +222,11 @@ impl Mix {
         let device = |pin: Option<Tier>| pin.is_none_or(|t| t == Tier::Device);
         let others = || n - self.get(Count::Resident).min(n);
         match count {
+            Count::Resident | Count::Streamed | Count::Copies | Count::Near
+                if pins.held.is_some() =>
+            {
+                0
+            }
             Count::Resident => {
                 let free = !pins.durable
                     && device(pins.weights)
@@ -248,6 +264,28 @@ impl Mix {
     /// What every unit gets; where state and weights do not stay on the device they are on the
     /// host.
     pub(super) fn choice(&self, w: &Workload, pins: &Knobs) -> Choice {
+        let mut choice = match &pins.held {
+            None => self.homes(w, pins),
+            Some(held) => Choice {
+                order: self.order,
+                inputs: self.inputs,
+                ahead: pins.ahead(self.ahead),
+                carry: self.carry,
+                ..held.clone()
+            },
+        };
+        match pins.recompute {
+            Some(recomputed) => {
+                let blocks = w.units.iter().filter(|u| u.kind == UnitKind::Block).count();
+                choice.keep_last_blocks(w, blocks.saturating_sub(recomputed as usize));
+            }
+            None => self.store(&mut choice, pins),
+        }
+        choice
+    }
+
+    /// Where every unit's weights, state and gradients are; all saved tensors are kept.
+    fn homes(&self, w: &Workload, pins: &Knobs) -> Choice {
         let n = w.units.len();
         let durable = pins.durable.then_some(Tier::Disk);
         let optimizer = pins.optimizer.or(durable).unwrap_or(Tier::Host);
@@ -298,13 +336,6 @@ impl Mix {
         }
         for &u in others.iter().take(self.get(Count::Near)) {
             choice.gradients[u] = Tier::Device;
-        }
-        match pins.recompute {
-            Some(recomputed) => {
-                let blocks = w.units.iter().filter(|u| u.kind == UnitKind::Block).count();
-                choice.keep_last_blocks(w, blocks.saturating_sub(recomputed as usize));
-            }
-            None => self.store(&mut choice, pins),
         }
         choice
     }

@@ -34,6 +34,9 @@ use climb::{Candidate, GAIN};
 use mix::{Count, Knobs, Mix};
 use starts::first_of_each_loop;
 
+pub mod again;
+#[cfg(test)]
+mod again_tests;
 mod climb;
 mod decode;
 mod fit;

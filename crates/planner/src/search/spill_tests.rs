@@ -1,69 +1,17 @@
 //! Saved tensors on drives by the search's own choice, and what keeps them off.
 
-use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
-use lowtide_workload::Workload;
+use lowtide_units::Bytes;
 
-use super::{Pins, Request, plan};
-use crate::choice::{Activations, Budgets, Clip, LoopOrder, Saved};
-use crate::machine::Machine;
+use super::Pins;
+use crate::choice::{Activations, Saved};
 use crate::plan::{Plan, Tensor, Tier};
 use crate::simulate::activations_written;
-use crate::testing::{machine, workload};
-
-/// Products take long and the drive does not.
-fn dear() -> Machine {
-    let mut m = machine();
-    (m.matmul_bf16, m.copy_overhead) = (FlopsPerSecond(5e9), Seconds(1e-7));
-    let disk = m.disk.as_mut().expect("a drive");
-    (disk.read, disk.write) = (BytesPerSecond(4e9), BytesPerSecond(4e9));
-    (disk.mixed, disk.latency) = (BytesPerSecond(5e9), Seconds(1e-7));
-    m
-}
-
-fn budgets(host: u64, ranks: u32) -> Budgets {
-    // Shares of all ranks have room beside the accumulator.
-    let shares = if ranks == 1 { 0 } else { 160 << 10 };
-    Budgets {
-        device: Bytes((560 << 10) + shares),
-        host: Bytes(host),
-        disk: Bytes(64 << 20),
-    }
-}
-
-/// A host on which state has room and little else.
-fn planned(w: &Workload, m: &Machine, pins: Pins) -> Plan {
-    let with = |pins: Pins, host: u64| {
-        let request = Request {
-            workload: w,
-            machine: m,
-            budgets: budgets(host, w.ranks),
-            clip: Clip::Exact,
-            pins,
-        };
-        plan(&request).expect("it fits")
-    };
-    let again = Pins {
-        activations: Activations::Recompute,
-        ..host_state()
-    };
-    let least = with(again, 64 << 20).tier(Tier::Host).planned_bytes.0;
-    with(pins, least + (96 << 10))
-}
+use crate::testing::{dear, host_state, planned, workload};
 
 fn on_drives(plan: &Plan) -> usize {
     let local = |t| matches!(t, Tensor::Local(..));
     let there = plan.slots.iter().filter(|s| s.tier == Tier::Disk);
     there.filter(|s| local(s.tensor)).count()
-}
-
-fn host_state() -> Pins {
-    Pins {
-        order: Some(LoopOrder::LayerMajor),
-        weights: Some(Tier::Host),
-        optimizer: Some(Tier::Host),
-        gradients: Some(Tier::Host),
-        ..Pins::default()
-    }
 }
 
 #[test]
