@@ -13,7 +13,8 @@ use lowtide_planner::traffic::explain_cores;
 use lowtide_planner::{Machine, Plan, Tier};
 use lowtide_trainer::error::MeetError;
 use lowtide_trainer::{
-    Evaluation, Met, Observer, Phase, StepLine, TrainError, TrainReport, When, Workload, follow,
+    Evaluation, Met, Observer, Phase, Replan, StepLine, TrainError, TrainReport, When, Workload,
+    follow,
 };
 use serde_json::{Value, json};
 
@@ -288,6 +289,11 @@ impl Observer for Show {
         }
         self.tell_stopping();
         self.advance("step", line.step, line.steps, about);
+    }
+
+    fn replanned(&mut self, replan: &Replan) {
+        self.text(&replan.line());
+        self.event(json!(replan));
     }
 
     fn evaluated(&mut self, step: u64, evaluation: Evaluation) {

@@ -178,6 +178,10 @@ fn background(seen: &Seen) -> Value {
     said(seen, &["written while steps go on"])
 }
 
+fn adaptive(seen: &Seen) -> Value {
+    said(seen, &["planned again while it goes on"])
+}
+
 fn cache_of_answers(seen: &Seen) -> Value {
     said(seen, &["with a KV cache"])
 }
@@ -515,6 +519,7 @@ const ROWS: &[Row] = &[
     planned("plan.min_gain", ["0", "1e6"], SPILLING, plan),
     planned("plan.prefetch", ["0", "2"], &["plan.weights=host"], plan),
     planned("plan.pieces", ["block", "split"], &[], plan),
+    trained("plan.adaptive", ["false", "true"], &[], adaptive),
     planned("plan.machine", ["machine.json", "renamed.json"], &[], plan),
     trained(
         "eval.every_steps",

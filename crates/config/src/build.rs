@@ -258,6 +258,7 @@ fn plan(low: &Low) -> Plan {
             other => panic!("plan.prefetch is auto or a count: {other:?}"),
         }),
         pieces: low.word("plan.pieces"),
+        adaptive: low.flag("plan.adaptive"),
         machine: low.path("plan.machine"),
     }
 }

@@ -457,6 +457,11 @@ fn ranks(low: &Low, run: &Run) -> Result<(), ConfigError> {
         let why = "lsp on several GPUs is not supported";
         return conflict(low, "strategy.name", "gpus", why);
     }
+    if run.plan.adaptive {
+        let why =
+            "all GPUs run one plan, and would have to change it together, which is not supported";
+        return conflict(low, "plan.adaptive", "gpus", why);
+    }
     Ok(())
 }
 

@@ -491,6 +491,8 @@ pub struct Plan {
     pub prefetch: Option<u32>,
     /// Grain of a fetch.
     pub pieces: Option<Pieces>,
+    /// Plan again where lanes are off their rates.
+    pub adaptive: bool,
     /// Measured rates; `None`: this machine is probed.
     #[serde(serialize_with = "shown::option")]
     pub machine: Option<PathBuf>,

@@ -155,6 +155,7 @@ fn placement_and_recording_are_not_in_it() {
         "plan.min_gain=3",
         "plan.prefetch=1",
         "plan.pieces=split",
+        "plan.adaptive=true",
         "optimizer.update=host",
         "eval.every_steps=2",
         "checkpoint.every_steps=4",

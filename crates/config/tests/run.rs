@@ -214,7 +214,7 @@ log: {every_steps: 10, report: false, tensorboard: false, trace: false}
             "gradients": "host", "inputs": "disk", "recompute": {"blocks": 12}, "activations": null,
             "offload": null, "direct": null, "min_gain": 1.0,
             "prefetch": 2,
-            "pieces": "split", "machine": "/runs/first/machine.json"},
+            "pieces": "split", "adaptive": false, "machine": "/runs/first/machine.json"},
         "eval": {"every_steps": 50, "batches": 4, "patience": 0,
             "generate": {"exact_match": true, "max_new_tokens": 8, "max_examples": 9,
                 "extract": "#### (.*)", "every_steps": 25, "cached": 6}},

@@ -141,6 +141,8 @@ pub struct Figures {
     pub skipped: u64,
     /// Steps whose gradient norm was far above those before.
     pub spikes: u64,
+    /// How often it went on with another plan.
+    pub replans: u64,
     /// The first evaluation.
     pub evaluation_first: Option<Evaluation>,
     /// The last one.
@@ -206,9 +208,16 @@ pub struct RunReport {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Metric {
+    Event(Event),
     Evaluation(Evaluation),
     Match(Match),
     Step(Step),
+}
+
+/// Something that happened between two steps.
+#[derive(Deserialize)]
+struct Event {
+    event: String,
 }
 
 impl RunReport {
@@ -321,6 +330,7 @@ impl Gathered {
     fn add(&mut self, metric: Metric) {
         let (all, curves) = (&mut self.figures, &mut self.curves);
         match metric {
+            Metric::Event(e) => all.replans += u64::from(e.event == "replan"),
             Metric::Evaluation(e) => {
                 curves.eval_loss.push(e.step as f64, e.eval_loss);
                 if let Some(share) = e.eval_accuracy {

@@ -108,6 +108,10 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
             let n = r.figures.spikes;
             (n > 0).then(|| n.to_string())
         }),
+        row("planned again", &|r| {
+            let n = r.figures.replans;
+            (n > 0).then(|| n.to_string())
+        }),
         row("device planned", &planned("device")),
         row("host planned", &planned("host")),
         row("disk planned", &planned("disk")),

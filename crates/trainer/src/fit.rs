@@ -20,6 +20,7 @@ use lowtide_planner::{Lane, LaneKind, Machine};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::adaptive::Adaptive;
 use crate::answers::{Extract, Question};
 use crate::checkpoint::RunState;
 use crate::error::TrainError;
@@ -45,6 +46,7 @@ use lowtide_session::{Mark, Session, StepData};
 use opening::Opened;
 use saving::{Cadence, Sizes};
 
+mod adapt;
 pub(crate) mod background;
 mod best;
 mod branch;
@@ -130,6 +132,8 @@ struct Fit<'a> {
     machine: Machine,
     /// A step's time by the plan.
     predicted_seconds: f64,
+    /// Plans again where the lanes are off their rates, if the run asks for it.
+    adaptive: Option<Adaptive>,
     wear: Option<Wear>,
     durable: bool,
     last_checkpoint: Option<PathBuf>,
@@ -220,7 +224,7 @@ fn train_with(
 ) -> Result<TrainReport, TrainError> {
     match opening::open(run, observer, requests, others)? {
         Opened::Finished(report) => Ok(*report),
-        Opened::Begun(fit, planned) => fit.go(&planned),
+        Opened::Begun(fit, planned) => fit.go(*planned),
     }
 }
 
@@ -230,9 +234,9 @@ fn write_json(folder: &Folder, name: &str, value: &impl Serialize) -> Result<(),
 }
 
 impl Fit<'_> {
-    fn go(mut self, planned: &Planned) -> Result<TrainReport, TrainError> {
-        match self.steps(planned) {
-            Ok((tally, after_step)) => self.close(planned, tally, after_step),
+    fn go(mut self, mut planned: Planned) -> Result<TrainReport, TrainError> {
+        match self.steps(&mut planned) {
+            Ok((tally, after_step)) => self.close(&planned, tally, after_step),
             Err(e) => {
                 self.end_whole();
                 Err(e)
@@ -241,7 +245,7 @@ impl Fit<'_> {
     }
 
     /// All steps of the run, with what is due between them; what they measured, and behind which step they began.
-    fn steps(&mut self, planned: &Planned) -> Result<(Tally, u64), TrainError> {
+    fn steps(&mut self, planned: &mut Planned) -> Result<(Tally, u64), TrainError> {
         if self.state.step == 0 {
             self.state.exact_match_before = self.exact_match(When::Before)?;
             let first = self.evaluate(0)?;
@@ -266,6 +270,9 @@ impl Fit<'_> {
                 self.pause(f, &mut tally, planned)?;
             }
             let more = step < self.total && !self.requests.stopping();
+            if let Some(f) = flight.take_if(|_| more && self.has_better_plan()) {
+                self.change_plan(f, &mut tally, planned)?;
+            }
             let submitted = match next.take() {
                 Some(batch) if more => {
                     step += 1;
@@ -314,6 +321,7 @@ impl Fit<'_> {
     fn pause(&mut self, f: Flight, tally: &mut Tally, planned: &Planned) -> Result<(), TrainError> {
         let due = self.due(f.step);
         self.finish(f, tally)?;
+        self.adaptive.iter_mut().for_each(Adaptive::interrupted);
         if self.has_background() && !due.evaluation && !due.answers {
             self.requests.take_save();
             return self.save_soon();
@@ -484,6 +492,7 @@ impl Fit<'_> {
         tally.steps += 1;
         tally.tokens += f.tokens;
         self.count(tally);
+        self.look_at_lanes(f.step, &lap);
         let loss = outcome.loss();
         self.state.step = f.step;
         self.state.data = f.after;

@@ -1,6 +1,7 @@
 //! Parts of the crate that its own tests, examples and the fuzzer look at from outside. For no program: they change
 //! without notice.
 
+pub use crate::adaptive::{Adaptive, Rates};
 pub use crate::device::Target;
 pub use crate::generate::{Decoder, Decoding, Places, decode, steps};
 pub use crate::inputs::{Inputs, dealing, load_inputs, load_options, open_tokenizer};

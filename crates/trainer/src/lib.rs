@@ -7,6 +7,7 @@
 //!
 //! See ARCHITECTURE.md.
 
+mod adaptive;
 mod answering;
 mod answers;
 mod basis;
@@ -16,6 +17,7 @@ mod checkpoint;
 mod classes;
 mod curve;
 mod device;
+mod drift;
 mod dropout;
 pub mod error;
 mod f1;
@@ -47,6 +49,7 @@ mod threads;
 mod verify;
 mod wear;
 
+pub use adaptive::Replan;
 pub use answering::{Answering, BadPrompt, Prompt};
 pub use answers::Answer;
 pub use bench::{

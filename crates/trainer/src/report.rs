@@ -10,6 +10,7 @@ use lowtide_planner::{Lane, LaneKind, Machine, Plan};
 use lowtide_workload::Workload;
 use serde::{Deserialize, Serialize};
 
+use crate::adaptive::Replan;
 use crate::fit::{Background, Evaluation};
 use crate::planning::Planned;
 use crate::wear::Wear;
@@ -184,6 +185,8 @@ pub trait Observer {
     fn planned(&mut self, _plan: &Plan, _w: &Workload, _machine: &Machine) {}
     /// A step is finished.
     fn step(&mut self, _line: &StepLine) {}
+    /// Another plan runs from here on.
+    fn replanned(&mut self, _replan: &Replan) {}
     /// An evaluation is finished.
     fn evaluated(&mut self, _step: u64, _evaluation: Evaluation) {}
     /// So many of so many prompts are answered.

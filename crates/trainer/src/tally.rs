@@ -18,6 +18,8 @@ pub(crate) struct Tally {
     pub tokens: u64,
     pub seconds: f64,
     pub moved: Measured,
+    // How many times, steps and what was moved before the plan that runs.
+    by_others: (usize, u64, Measured),
 }
 
 /// The time between two losses.
@@ -42,7 +44,23 @@ impl Tally {
             tokens: 0,
             seconds: 0.0,
             moved: Measured::default(),
+            by_others: (0, 0, Measured::default()),
         }
+    }
+
+    /// From here on another plan runs.
+    pub fn replanned(&mut self) {
+        self.by_others = (self.times.len(), self.steps, self.moved);
+    }
+
+    /// Times of steps, their number and what was moved by the plan that runs: what its prediction is held against.
+    pub fn of_plan(&self) -> (&[f64], u64, Measured) {
+        let (times, steps, moved) = &self.by_others;
+        (
+            &self.times[*times..],
+            self.steps - steps,
+            self.moved.since(moved),
+        )
     }
 
     fn advance(&mut self, measured: Measured) -> (f64, Measured) {

@@ -2,6 +2,7 @@
 //! Beside it, as programs of their own, stand those that run on a GPU too (`cargo xtask gpu`), and two that measure
 //! this process or the drive (`memory`, `disk_rate`).
 
+mod adaptive;
 mod budgets;
 mod common;
 mod durable;

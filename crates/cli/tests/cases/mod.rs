@@ -3,6 +3,7 @@
 //! One test a case; its files lie under `inputs/`, with a README that says what should happen. The
 //! table in docs/robustness.md tells which kind of fault each case stands for.
 
+mod adaptive;
 mod answers;
 mod best;
 mod branches;

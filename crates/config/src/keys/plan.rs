@@ -109,6 +109,16 @@ pub(super) const KEYS: &[Key] = &[
         elsewhere: &[],
     },
     Key {
+        name: "plan.adaptive",
+        doc: "Plan again while the run goes on, where its lanes work at other rates than it was planned with: where the \
+              median of 20 steps has a lane busy for 10% longer or shorter, and another plan makes a step 2% shorter. \
+              What stays from step to step keeps its place, and no more memory is taken than was reserved. At most \
+              once in 200 steps; on one GPU. Changes no result.",
+        kind: Kind::Flag,
+        default: Value("false"),
+        elsewhere: &[],
+    },
+    Key {
         name: "plan.machine",
         doc: "File with measured rates, as `lowtide probe` writes it.",
         kind: Kind::Path,

@@ -127,6 +127,12 @@ impl Fit<'_> {
         self.background.is_some() && !self.gone_back
     }
 
+    /// Whether the state of a step is held or being written, beside the steps.
+    pub(super) fn is_writing(&self) -> bool {
+        let background = self.background.as_ref();
+        background.is_some_and(|b| b.held.is_some() || b.writing.is_some())
+    }
+
     /// Seconds in which the steps since the last time this was asked waited for a checkpoint.
     pub(super) fn checkpoint_wait(&mut self) -> Option<f64> {
         let seconds = self.background.as_mut()?.take_wait();

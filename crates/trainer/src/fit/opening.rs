@@ -8,7 +8,7 @@ use lowtide_config::{Length, Run};
 use lowtide_data::{BatchShape, Batches, Packed, Rows, Tokenizer};
 use lowtide_executor::Trace;
 use lowtide_model::{Decoder, Rate};
-use lowtide_planner::Plan;
+use lowtide_planner::{Pins, Plan};
 use lowtide_session::{Requests, Totals};
 use lowtide_units::Bytes;
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ use super::branch::Origin;
 use super::saving::{self, Cadence};
 use super::start::Start;
 use super::{Fit, ends, lost, schedule_of, write_json};
+use crate::adaptive::Adaptive;
 use crate::answers::{Extract, Question, questions};
 use crate::basis::{Basis, alike};
 use crate::checkpoint::{self, Change, RunState};
@@ -111,6 +112,10 @@ pub(super) fn open<'a>(
     };
     let planned = basis.clone().planned(device.clone(), plan, trace);
     let planned = planned.beside(answers);
+    let planned = match run.plan.adaptive {
+        true => planned.with_planning(),
+        false => planned,
+    };
     let saves = background::saves_on_the_way(run);
     let left = basis.host_left(&planned);
     let staging = saves.then(|| background::plan(run, left, &planned));
@@ -161,6 +166,25 @@ pub(super) fn open<'a>(
     write_json(output.folder(), output::MACHINE, &planned.whole)?;
     write_json(output.folder(), output::RUN, run)?;
 
+    let adaptive = run.plan.adaptive.then(|| {
+        let Planned {
+            decoder,
+            plan,
+            machine,
+            clip,
+            ..
+        } = &planned;
+        let pins = Pins {
+            // What a killed process may have written untold is known by the first plan's steps.
+            writes: Some(plan.prediction.disk_bytes_written),
+            ..start.pins(run)
+        };
+        Adaptive::new(decoder, plan, machine, clip.mode, pins)
+    });
+    if adaptive.is_some() {
+        observer
+            .note("the run is planned again while it goes on, where its lanes are off their rates");
+    }
     let state = RunState {
         data: batches.state(),
         data_fingerprint: train.fingerprint(),
@@ -207,6 +231,7 @@ pub(super) fn open<'a>(
         earlier: Totals::default(),
         machine: planned.whole.clone(),
         predicted_seconds: planned.plan.prediction.step_seconds.0,
+        adaptive,
         wear: Wear::of(&planned.plan, &planned.machine),
         durable,
         last_checkpoint: None,

@@ -92,6 +92,13 @@ impl Fit<'_> {
         self.show(planned, tally);
     }
 
+    /// The page shows another plan from here on.
+    pub(super) fn page_of(&mut self, planned: &Planned) {
+        if let Some(page) = &mut self.page {
+            page.plan = plan_report(&planned.plan, planned.decoder.workload(), &planned.machine);
+        }
+    }
+
     /// Writes the page of a run that has not ended, unless the last one took long and is young.
     pub(super) fn show(&mut self, planned: &Planned, tally: &Tally) {
         let due = |page: &&Page| page.is_due(Instant::now());

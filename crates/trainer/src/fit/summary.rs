@@ -28,18 +28,18 @@ pub(super) struct Ends {
 impl Fit<'_> {
     pub(super) fn report(&self, planned: &Planned, tally: &Tally, ends: &Ends) -> TrainReport {
         let &Tally {
-            ref times,
             steps,
             tokens,
             seconds,
             ref moved,
             ..
         } = tally;
-        let mut times = times.clone();
+        let (times, by_plan, moved_by_plan) = tally.of_plan();
+        let mut times = times.to_vec();
         times.sort_by(f64::total_cmp);
         let totals = &self.state.totals;
         let prediction = &planned.plan.prediction;
-        let (lanes, gpu_waits) = compare(planned, moved, steps.max(1) as f64);
+        let (lanes, gpu_waits) = compare(planned, &moved_by_plan, by_plan.max(1) as f64);
         let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
         let planned_bytes = Tier::ALL
             .map(|t| (t.name().to_owned(), planned.reserved(t).0))
