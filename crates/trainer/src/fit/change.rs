@@ -28,8 +28,8 @@ pub(super) fn changes(
                 path: path.to_owned(),
                 may_change: keys_that_change(&part).next(),
                 key: part,
-                theirs: theirs.to_string(),
-                ours: ours.to_string(),
+                theirs: brief(&theirs),
+                ours: brief(&ours),
             });
         };
         changes.push(Change {
@@ -43,6 +43,16 @@ pub(super) fn changes(
     Ok(changes)
 }
 
+/// A value for a line: names of tensors are as many as a model has.
+fn brief(value: &Value) -> String {
+    const MOST: usize = 200;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text,
+    }
+}
+
 impl Fit<'_> {
     /// Takes the changes over and reports them.
     pub(super) fn change(&mut self, changes: Vec<Change>) {
@@ -51,8 +61,8 @@ impl Fit<'_> {
             self.observer.note(&format!(
                 "changed after step {step}: {}: {} -> {}",
                 c.name(),
-                c.from,
-                c.to
+                brief(&c.from),
+                brief(&c.to)
             ));
         }
         let of_rate =
@@ -68,5 +78,22 @@ impl Fit<'_> {
         }
         self.state.changes.extend(changes);
         self.state.numerics = self.numerics.clone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn long_values_are_cut_between_characters() {
+        assert_eq!(brief(&json!(1.5)), "1.5");
+        let long = brief(&json!(vec!["größer"; 99]));
+        assert!(
+            long.chars().count() == 204 && long.ends_with(" ..."),
+            "{long}"
+        );
     }
 }
