@@ -256,6 +256,18 @@ pub fn drives(plan: &Plan, machine: &Machine) -> Vec<String> {
     if plan.tier(Tier::Disk).planned_bytes.0 > 0 && machine.disk.is_none() {
         lines.push("the machine's drives are not measured: a slow one is assumed".to_owned());
     }
+    let (budget, direct) = (
+        plan.tier(Tier::Device).budget_bytes,
+        machine.disk.and_then(|d| d.direct),
+    );
+    if let Some(direct) = direct.filter(|_| plan.tier(Tier::Disk).planned_bytes.0 > 0)
+        && !machine.may_register(budget)
+    {
+        lines.push(format!(
+            "drives and GPU through the host: cuFile may register {} of the device, and a plan may take {budget}",
+            direct.most_memory
+        ));
+    }
     let Some(wear) = Wear::of(plan, machine) else {
         return lines;
     };

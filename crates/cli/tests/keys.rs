@@ -655,7 +655,7 @@ fn prepare(case: &Scratch) {
     let rate = json!(2e10);
     reaching["disk"] = json!({
         "read": rate, "write": rate, "mixed": rate, "latency": 1e-5,
-        "direct": {"read": rate, "write": rate, "mixed": rate, "latency": 1e-5}
+        "direct": {"read": rate, "write": rate, "mixed": rate, "latency": 1e-5, "most_memory": 1u64 << 40}
     });
     (reaching["h2d"], reaching["d2h"]) = (json!(1e9), json!(1e9));
     case.write("reaching.json", reaching.to_string());

@@ -45,6 +45,8 @@ pub struct ProbeOptions {
     pub date: String,
     /// The GPU; `None`: the CPU device.
     pub gpu: Option<Gpu>,
+    /// Whether it is measured what drives and GPU exchange past the host. Otherwise cuFile is not even opened.
+    pub direct: bool,
     /// Bytes of the device that a run may take: operations that need more are not measured. `None`: no run.
     pub room: Option<Bytes>,
 }
@@ -113,7 +115,7 @@ pub fn probe(
         together,
         ..machine
     };
-    if let (Some(gpu), Some(disk)) = (&options.gpu, &mut machine.disk) {
+    if let (Some(gpu), Some(disk), true) = (&options.gpu, &mut machine.disk, options.direct) {
         match direct_rates(gpu, &options.drives, options.seconds) {
             Ok(direct) => disk.direct = Some(direct),
             Err(why) => {
@@ -517,8 +519,11 @@ fn drive_config(most: Option<Bytes>, seconds: f64) -> ProbeConfig {
 /// Rates of all drives when they move bytes from and to the GPU's memory past the host.
 fn direct_rates(gpu: &Gpu, drives: &[Drive], seconds: f64) -> Result<DirectRates, NoDirect> {
     let (mut read, mut write, mut mixed) = (0.0, 0.0, 0.0);
+    let mut most_memory = Bytes(u64::MAX);
     for Drive { dir, most } in drives {
-        let rates = cuda::direct_rates(gpu, dir, &drive_config(*most, seconds))?;
+        let config = drive_config(*most, seconds);
+        let (rates, memory) = cuda::direct_rates(gpu, dir, &config)?;
+        most_memory = most_memory.min(memory);
         read += rates.read.0;
         write += rates.write.0;
         mixed += rates.mixed.0;
@@ -528,6 +533,7 @@ fn direct_rates(gpu: &Gpu, drives: &[Drive], seconds: f64) -> Result<DirectRates
         write: BytesPerSecond(write),
         mixed: BytesPerSecond(mixed),
         latency: Seconds(2e-4),
+        most_memory,
     })
 }
 
@@ -558,6 +564,7 @@ mod tests {
             date: "2026-11-21".to_owned(),
             optimizer: Optimizer::default(),
             gpu: None,
+            direct: true,
             room: None,
         };
         let machine = probe(&options, [None; 2], None).unwrap();

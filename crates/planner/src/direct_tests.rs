@@ -12,7 +12,7 @@ use crate::machine::{DirectRates, Machine};
 use crate::mutants::mutants;
 use crate::plan::{Lane, LaneKind, PartName, Plan, Task, Tensor, Tier, Work};
 use crate::search::{Pins, Request, plan};
-use crate::simulate::alone;
+use crate::simulate::{alone, simulate};
 use crate::testing::{machine, workload};
 use crate::tests::{CLIPS, every_choice};
 
@@ -37,6 +37,7 @@ fn reaching(read: f64, write: f64) -> Machine {
         write: BytesPerSecond(write),
         mixed: BytesPerSecond(1.2 * read.min(write)),
         latency: Seconds(1e-5),
+        most_memory: Bytes(640 << 10),
     });
     m
 }
@@ -158,6 +159,40 @@ fn a_direct_transfer_takes_neither_link_nor_host() {
         let plan = plan_of(*way);
         assert_eq!(of(&plan, Work::Read) > 0, way.read);
         assert_eq!(of(&plan, Work::Write) > 0, way.write);
+    }
+}
+
+/// However the drives' mixed rates compare, no transfer is timed faster than it was measured alone.
+#[test]
+fn no_direct_transfer_is_faster_than_alone() {
+    let w = workload(2, 1);
+    for (host, direct) in [(0.9, 1.5), (1.5, 1.0), (0.6, 2.0)] {
+        let mut m = reaching(2e9, 1e9);
+        m.together.clear();
+        let fair = 2.0 / (1.0 / 2e9 + 1.0 / 1e9);
+        let disk = m.disk.as_mut().expect("a drive");
+        (disk.read, disk.write) = (BytesPerSecond(2e9), BytesPerSecond(1e9));
+        disk.mixed = BytesPerSecond(host * fair);
+        disk.direct.as_mut().expect("direct rates").mixed = BytesPerSecond(direct * fair);
+        let c = on_drives(&w, Direct::BOTH);
+        let plan = build(&w, &c, Clip::None, Budgets::UNLIMITED, &m);
+        let times = alone(&plan, &w, &m, PartName::Steady);
+        let run = simulate(&plan, &w, &m, &[PartName::Steady]);
+        let mut seen = 0;
+        for (id, task) in plan.part(PartName::Steady).pairs() {
+            if plan.is_direct(task) {
+                let (begin, end) = run.parts[0][id];
+                let least = times[id].0 * (1.0 - 1e-9);
+                assert!(
+                    end - begin >= least,
+                    "{task:?}: {}, {}",
+                    end - begin,
+                    times[id]
+                );
+                seen += 1;
+            }
+        }
+        assert!(seen > 4, "{seen}");
     }
 }
 
@@ -311,6 +346,12 @@ fn the_search_takes_what_is_faster() {
     let slow = with(Some((1e5, 1e5)), pins);
     assert!(!slow.reaches_device() && slow.choice.direct == Direct::NONE);
     assert!(seconds(&slow) <= seconds(&bounced));
+    // Where not all of the device's share may be registered, nothing changes.
+    let mut least = machine_with(Some((4e9, 4e9)));
+    let disk = least.disk.as_mut().expect("a drive");
+    disk.direct.as_mut().expect("direct rates").most_memory.0 -= 1;
+    let unused = planned(&least, pins, host);
+    assert_eq!(unused.choice, bounced.choice);
     // Where it may not be taken, nothing changes.
     let never = Pins {
         bounce: true,

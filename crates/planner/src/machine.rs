@@ -45,6 +45,8 @@ pub struct DirectRates {
     pub mixed: BytesPerSecond,
     /// Time of the smallest transfer.
     pub latency: Seconds,
+    /// The most memory of devices that a process may have registered for them: all of a run's share of the device is.
+    pub most_memory: Bytes,
 }
 
 impl DirectRates {
@@ -56,6 +58,7 @@ impl DirectRates {
             write: part(self.write),
             mixed: part(self.mixed),
             latency: self.latency,
+            most_memory: Bytes(self.most_memory.0 / u64::from(ranks)),
         }
     }
 
@@ -67,6 +70,7 @@ impl DirectRates {
             write: rate(self.write, other.write),
             mixed: rate(self.mixed, other.mixed),
             latency: Seconds((self.latency.0 + other.latency.0) / 2.0),
+            most_memory: self.most_memory.min(other.most_memory),
         }
     }
 }
@@ -267,6 +271,9 @@ impl Machine {
                 rate("disk.direct.write", direct.write.0)?;
                 rate("disk.direct.mixed", direct.mixed.0)?;
                 seconds("disk.direct.latency", direct.latency)?;
+                let (most, range) = (direct.most_memory.0 as f64, (0.0, RESERVE_MAX as f64));
+                let key = "disk.direct.most_memory".to_owned();
+                within(key, most, range, "at most 1 PiB")?;
             }
         }
         if let Some(net) = &self.net {
@@ -438,14 +445,17 @@ impl Machine {
         bytes / rate + direct.latency
     }
 
-    /// How much longer a direct transfer takes than the speeds of the disk lanes say, in a step that reads drives and
-    /// writes them. Those speeds are of transfers that pass the host; direct ones have a mixed rate of their own. What
-    /// lanes of other kinds and direct transfers cost each other is taken as it is for those that pass the host.
-    #[must_use]
-    pub(crate) fn direct_mix(&self) -> f64 {
+    /// Measured mixed rate of direct transfers over what fair sharing of the two alone would give.
+    pub(crate) fn fair_direct(&self) -> f64 {
         let direct = self.disk.and_then(|d| d.direct).unwrap_or(SLOWEST_DIRECT);
-        let fair = fair_mix(direct.read, direct.write, direct.mixed);
-        self.disk_mix_factor() / fair
+        fair_mix(direct.read, direct.write, direct.mixed)
+    }
+
+    /// Whether a share of the device so large may be registered for direct transfers; false where there are none.
+    #[must_use]
+    pub fn may_register(&self, device: Bytes) -> bool {
+        let direct = self.disk.and_then(|d| d.direct);
+        direct.is_some_and(|direct| device <= direct.most_memory)
     }
 
     /// Time of an update, alone: at the optimizer's own rate, or at another's as
@@ -511,6 +521,7 @@ const SLOWEST_DIRECT: DirectRates = DirectRates {
     write: SLOWEST.write,
     mixed: SLOWEST.mixed,
     latency: SLOWEST.latency,
+    most_memory: Bytes::ZERO,
 };
 
 #[cfg(test)]
@@ -571,6 +582,10 @@ mod tests {
         let mut huge = whole.clone();
         huge.host_reserve = Bytes(u64::MAX);
         assert_eq!(huge.check().expect_err("it is refused").key, "host_reserve");
+        let mut huge = whole.clone();
+        direct(&mut huge).most_memory = Bytes(u64::MAX);
+        let bad = huge.check().expect_err("it is refused");
+        assert_eq!(bad.key, "disk.direct.most_memory");
         let mut none = whole.clone();
         none.h2d = BytesPerSecond(0.0);
         assert_eq!(

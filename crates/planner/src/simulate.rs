@@ -103,31 +103,13 @@ impl Simulated {
     }
 }
 
-/// Times of tasks; in a step that reads drives and writes them (`both_ways`) those of direct transfers such that the
-/// speeds of the disk lanes, which are of others, give their own mixed rate.
-fn mixed(
-    plan: &Plan,
-    machine: &Machine,
-    mut times: PerPart<List<TaskId, Seconds>>,
-    both_ways: bool,
-) -> PerPart<List<TaskId, Seconds>> {
-    let longer = machine.direct_mix();
-    let parts = PartName::ALL.into_iter();
-    for p in parts.filter(|_| both_ways && plan.choice.direct.any()) {
-        for (time, task) in times[p].iter_mut().zip(plan.part(p)) {
-            if plan.is_direct(task) {
-                *time = *time * longer;
-            }
-        }
-    }
-    times
-}
-
 struct Running {
     part: usize,
     task: TaskId,
     /// Seconds left at full speed.
     left: f64,
+    /// Passes no host memory.
+    direct: bool,
 }
 
 /// By part of a sequence and by task, the tasks of the part before that it waits for.
@@ -147,12 +129,9 @@ pub(crate) fn across(plan: &Plan, sequence: &[PartName]) -> Vec<List<TaskId, Vec
 /// Runs a sequence of parts, each overlapping the one before it where the plan allows.
 #[must_use]
 pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartName]) -> Simulated {
-    let of = |p| {
-        if sequence.contains(&p) {
-            alone(plan, w, machine, p)
-        } else {
-            List::default()
-        }
+    let of = |p| match sequence.contains(&p) {
+        true => alone(plan, w, machine, p),
+        false => List::default(),
     };
     let times = PerPart::of(of);
     let waits = across(plan, sequence);
@@ -160,9 +139,10 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
         let tasks = |&p: &PartName| plan.part(p).iter().any(|t| t.lane == lane);
         sequence.iter().any(tasks)
     };
+    let any = plan.choice.direct.any();
+    let is_direct = |p, i| any && plan.is_direct(&plan.part(p)[i]);
     let both_ways = on(Lane::DISK_READ) && on(Lane::DISK_WRITE);
     let mut speeds = Speeds::new(machine, both_ways);
-    let times = mixed(plan, machine, times, both_ways);
     let mut out = Simulated {
         parts: sequence
             .iter()
@@ -199,11 +179,14 @@ pub fn simulate(plan: &Plan, w: &Workload, machine: &Machine, sequence: &[PartNa
                     part: k,
                     task: i,
                     left,
+                    direct: is_direct(sequence[k], i),
                 });
             }
         }
         let on = used.iter().copied().filter(|&l| running[l].is_some());
-        let speed = speeds.of(LaneSet::of(on));
+        let speed = speeds.with_direct(LaneSet::of(on), |l| {
+            running[l].as_ref().is_some_and(|r| r.direct)
+        });
         let step = used
             .iter()
             .filter_map(|&l| running[l].as_ref().map(|r| r.left / speed[l]))
@@ -272,14 +255,16 @@ pub(crate) fn busy(
     let mut lanes = vec![LaneUse::default(); LaneKind::ALL.len()];
     let (mut written, mut read) = (Bytes::ZERO, Bytes::ZERO);
     let (mut reads, mut writes) = (Seconds::ZERO, Seconds::ZERO);
-    // Direct transfers among them, at the speed of others.
+    // What both ways at once gain, of transfers that pass the host and of others; by how much longer those count.
+    let [gain, direct_gain] =
+        [machine.disk_mix_factor(), machine.fair_direct()].map(|g| g.max(1.0));
     let mut longer = Seconds::ZERO;
     for &(tasks, times) in parts {
         for task in tasks {
             let direct = direct(task);
             let time = task_alone(pieces, w, machine, task, direct) * f64::from(times);
             if direct {
-                longer += time * (machine.direct_mix() - 1.0);
+                longer += time * (gain / direct_gain - 1.0);
             }
             let lane = &mut lanes[task.lane.kind as usize];
             lane.busy_seconds += time;
@@ -300,7 +285,7 @@ pub(crate) fn busy(
         }
     }
     // Reads and writes of the drives may overlap; what no schedule can beat is their joint bound.
-    let together = (reads + writes + longer) * (1.0 / machine.disk_mix_factor().max(1.0));
+    let together = (reads + writes + longer) * (1.0 / gain);
     lanes[LaneKind::Disk as usize].busy_seconds = reads.max(writes).max(together);
     let busiest = lanes
         .iter()

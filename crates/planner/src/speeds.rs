@@ -27,6 +27,8 @@ pub(crate) struct Speeds {
     parts: Vec<Part>,
     shares: Vec<PerLane<f64>>,
     mix: f64,
+    /// The same of direct transfers.
+    direct: f64,
     both_ways: bool,
     known: FastMap<LaneSet, PerLane<f64>>,
 }
@@ -41,6 +43,7 @@ impl Speeds {
             parts,
             shares: shares(machine),
             mix: machine.fair_mix_factor(),
+            direct: machine.fair_direct(),
             both_ways,
             known: FastMap::default(),
         }
@@ -63,6 +66,37 @@ impl Speeds {
         });
         self.known.insert(set, speeds);
         speeds
+    }
+
+    /// Speeds while these lanes run, the disk lanes among them that `direct` names with direct transfers.
+    pub(crate) fn with_direct(
+        &mut self,
+        set: LaneSet,
+        direct: impl Fn(Lane) -> bool,
+    ) -> PerLane<f64> {
+        let mut speeds = self.of(set);
+        for lane in [Lane::DISK_READ, Lane::DISK_WRITE] {
+            if direct(lane) {
+                speeds[lane] *= self.direct(lane, set);
+            }
+        }
+        speeds
+    }
+
+    /// How much faster than [`Speeds::of`] says a direct transfer is on a disk lane while these lanes run. Those
+    /// speeds are of transfers that pass the host; of direct ones the drives have a mixed rate of their own, and none
+    /// is faster than alone. What lanes of other kinds and direct transfers cost each other is taken as it is for
+    /// others.
+    pub(crate) fn direct(&mut self, lane: Lane, set: LaneSet) -> f64 {
+        if set.holds(drive()) {
+            let pair = self.of(drive());
+            let both = pair[Lane::DISK_READ] + pair[Lane::DISK_WRITE];
+            (self.direct / both).min(1.0 / pair[lane])
+        } else if self.both_ways {
+            self.direct.min(1.0) / self.mix.min(1.0)
+        } else {
+            1.0
+        }
     }
 
     fn speed(&self, lane: Lane, set: LaneSet) -> f64 {
@@ -130,12 +164,12 @@ fn shares(machine: &Machine) -> Vec<PerLane<f64>> {
 
 #[cfg(test)]
 mod tests {
-    use lowtide_units::{BytesPerSecond, Seconds};
+    use lowtide_units::{Bytes, BytesPerSecond, Seconds};
 
     use super::*;
     use crate::build::build;
     use crate::choice::{Budgets, Choice, Clip};
-    use crate::machine::DiskRates;
+    use crate::machine::{DirectRates, DiskRates};
     use crate::plan::{Arg, PartName, PieceId, SlotId, Task, TaskId, Use, Work};
     use crate::{simulate, testing};
 
@@ -208,6 +242,61 @@ mod tests {
         m.disk.as_mut().expect("a drive").mixed = BytesPerSecond(2.4e9);
         let read = Speeds::new(&m, false).of(LaneSet::of([Lane::DISK_READ]))[Lane::DISK_READ];
         assert!((read - 1.0).abs() < 1e-12, "{read}");
+    }
+
+    /// Direct transfers go by their own mixed rate, alone in turn and both at once, whatever the others' is.
+    #[test]
+    fn direct_transfers_give_their_own_mixed_rate() {
+        let fair = |read: f64, write: f64| 2.0 / (1.0 / read + 1.0 / write);
+        for (host, direct, measured) in [
+            (0.9, 1.5, None),
+            (1.5, 1.0, None),
+            (1.0, 0.6, None),
+            (1.2, 1.5, Some((0.8, 0.4))),
+            (1.2, 2.0, Some((0.9, 0.3))),
+        ] {
+            let mut m = testing::machine();
+            m.together.clear();
+            m.shared.clear();
+            let d = m.disk.as_mut().expect("a drive");
+            (d.read, d.write) = (BytesPerSecond(2e9), BytesPerSecond(6e9));
+            d.mixed = BytesPerSecond(host * fair(2e9, 6e9));
+            d.direct = Some(DirectRates {
+                read: BytesPerSecond(4e9),
+                write: BytesPerSecond(3e9),
+                mixed: BytesPerSecond(direct * fair(4e9, 3e9)),
+                latency: Seconds(0.0),
+                most_memory: Bytes::GIB,
+            });
+            let (read, write) = (Lane::DISK_READ, Lane::DISK_WRITE);
+            let (mut pair, mut want) = ((host / 2.0, host / 2.0), (direct / 2.0, direct / 2.0));
+            if let Some((r, w)) = measured {
+                m.together.push(Together::of([(read, r), (write, w)]));
+                let part = direct / (r + w);
+                (pair, want) = ((r, w), ((r * part).min(1.0), (w * part).min(1.0)));
+            }
+            let mut speeds = Speeds::new(&m, true);
+            let both = LaneSet::of([read, write]);
+            for (lane, pair, want) in [(read, pair.0, want.0), (write, pair.1, want.1)] {
+                let close = |got: f64, want: f64| {
+                    assert!(
+                        (got - want).abs() < 1e-12,
+                        "{lane} {host} {direct}: {got}, {want}"
+                    );
+                };
+                let mut of = |set| (speeds.of(set)[lane], speeds.direct(lane, set));
+                let (alone, faster) = of(LaneSet::of([lane]));
+                close(alone, host.min(1.0));
+                close(alone * faster, direct.min(1.0));
+                let (at_once, faster) = of(both);
+                close(at_once, pair);
+                close(at_once * faster, want);
+            }
+            // A step that only reads has nothing mixed.
+            let mut one_way = Speeds::new(&m, false);
+            let faster = one_way.direct(read, LaneSet::of([read]));
+            assert!((faster - 1.0).abs() < 1e-12, "{faster}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! ([`crate::queue`] decides), and sleeps until a block ends or something is submitted. A backend
 //! only starts blocks and reports ends; what to do about short transfers, interruptions and
 //! errors is decided here, once for all backends.
+//!
+//! One file because the thread, its inbox and its blocks are one state machine.
 
 use std::io;
 use std::ops::Range;
@@ -41,8 +43,6 @@ pub(crate) struct Setup {
     pub(crate) depth: usize,
     pub(crate) checksums: Option<Arc<Checksums>>,
     pub(crate) versions: Arc<OnceLock<Versions>>,
-    /// Set where drives reach a device's memory.
-    pub(crate) reach: Arc<OnceLock<Arc<dyn Reach>>>,
 }
 
 /// One drive's part of a request.
@@ -73,6 +73,8 @@ impl Job for Piece {
 pub(crate) struct Arbiter {
     shared: Arc<Shared>,
     wake: Arc<dyn Wake>,
+    drive: usize,
+    depth: usize,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -86,6 +88,8 @@ struct Shared {
 #[derive(Default)]
 struct Inbox {
     pieces: Vec<Piece>,
+    /// For the thread to take, before the pieces that need it.
+    pool: Option<Pool>,
     stop: bool,
     /// The thread is gone; what arrives now is dropped, which fails its tickets.
     closed: bool,
@@ -110,14 +114,15 @@ impl Arbiter {
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
         });
+        let (drive, depth) = (setup.drive, setup.depth);
         let (answer, answers) = mpsc::channel();
         let closing = Closing(Arc::clone(&shared));
         let body = move || {
             let closing = closing;
             match make() {
                 Ok((lane, wake, how)) => {
-                    let _ = answer.send(Ok((Arc::clone(&wake), how)));
-                    Loop::new(setup, Arc::clone(&closing.0), lane, wake).run();
+                    let _ = answer.send(Ok((wake, how)));
+                    Loop::new(setup, Arc::clone(&closing.0), lane).run();
                 }
                 Err(error) => {
                     let _ = answer.send(Err(error));
@@ -133,6 +138,8 @@ impl Arbiter {
             Self {
                 shared,
                 wake,
+                drive,
+                depth,
                 thread: Some(thread),
             },
             how,
@@ -141,6 +148,20 @@ impl Arbiter {
 
     pub(crate) fn path(&self) -> &Path {
         &self.shared.path
+    }
+
+    /// Threads by which the drive reaches a device's memory, to be [given](Arbiter::give) to it.
+    pub(crate) fn pool(&self, reach: &Arc<dyn Reach>) -> Result<Pool, TierError> {
+        let pool = Pool::new(self.drive, reach, self.depth, &self.wake);
+        pool.map_err(|e| TierError::file("starting a thread for", self.path(), &e))
+    }
+
+    /// From now on the drive reaches a device's memory by these.
+    pub(crate) fn give(&self, pool: Pool) {
+        let mut inbox = self.shared.inbox();
+        if !inbox.closed {
+            inbox.pool = Some(pool);
+        }
     }
 
     pub(crate) fn submit(&self, piece: Piece) {
@@ -195,9 +216,8 @@ struct Loop {
     // Dropped before the queue, also by a panic: dropping the lane waits until nothing is in flight, and only then
     // does the queue's drop fail the tickets. So no ticket fails while its memory is still in use.
     lane: Box<dyn Lane>,
-    /// Made for the first block of a device. Dropped before the queue as the lane is, and for the same reason.
+    /// Set where the drive reaches a device's memory. Dropped before the queue as the lane is, and for the same reason.
     pool: Option<Pool>,
-    wake: Arc<dyn Wake>,
     queue: Queue<Piece>,
     slots: Vec<Option<Block>>,
     free: Vec<usize>,
@@ -218,7 +238,7 @@ struct Block {
 }
 
 impl Loop {
-    fn new(setup: Setup, shared: Arc<Shared>, lane: Box<dyn Lane>, wake: Arc<dyn Wake>) -> Self {
+    fn new(setup: Setup, shared: Arc<Shared>, lane: Box<dyn Lane>) -> Self {
         let queue = Queue::new(setup.block);
         let slots = (0..setup.depth).map(|_| None).collect();
         let free = (0..setup.depth).rev().collect();
@@ -227,7 +247,6 @@ impl Loop {
             shared,
             lane,
             pool: None,
-            wake,
             queue,
             slots,
             free,
@@ -239,17 +258,9 @@ impl Loop {
         if !direct {
             return self.lane.start(slot, io);
         }
-        let Setup {
-            drive,
-            reach,
-            depth,
-            ..
-        } = &self.setup;
-        let pool = self.pool.get_or_insert_with(|| {
-            let reach = reach.get().expect("asked for by `Disk::submit_device`");
-            Pool::new(*drive, reach, *depth, &self.wake)
-        });
-        pool.start(slot, io);
+        let pool = self.pool.as_ref();
+        pool.expect("asked for by `Disk::submit_device`")
+            .start(slot, io);
     }
 
     fn run(mut self) {
@@ -261,6 +272,9 @@ impl Loop {
                     .pieces
                     .drain(..)
                     .for_each(|piece| self.queue.push(piece));
+                if let Some(pool) = inbox.pool.take() {
+                    self.pool = Some(pool);
+                }
                 inbox.stop
             };
             self.fill();
@@ -466,7 +480,6 @@ mod tests {
             depth: 1,
             checksums: None,
             versions: Arc::default(),
-            reach: Arc::default(),
         };
         let made = || {
             Ok((

@@ -1,7 +1,7 @@
 //! The disk: a flat address space of bytes over several drives, and the way to ask for I/O.
 
 use std::fmt;
-use std::os::fd::RawFd;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -36,8 +36,8 @@ pub struct Disk {
     checksums: Option<Arc<Checksums>>,
     /// Set where commits are proven; the drives' threads look in here.
     pub(crate) versions: Arc<OnceLock<Versions>>,
-    /// How the drives reach a device's memory, where they do.
-    reach: Arc<OnceLock<Arc<dyn Reach>>>,
+    /// Whether the drives reach a device's memory.
+    reaches: OnceLock<()>,
     pub(crate) journal: Option<Journal>,
     /// Held while a request's parts are handed out, so that all drives see one order.
     order: Mutex<()>,
@@ -121,7 +121,7 @@ impl Disk {
             files: Vec::new(),
             locks: Vec::new(),
             versions: Arc::default(),
-            reach: Arc::default(),
+            reaches: OnceLock::new(),
             stripe,
             bytes,
             align: verify_reads.map_or(ALIGN, |unit| unit.0),
@@ -163,7 +163,6 @@ impl Disk {
             depth,
             checksums: self.checksums.clone(),
             versions: Arc::clone(&self.versions),
-            reach: Arc::clone(&self.reach),
         }
     }
 
@@ -251,8 +250,17 @@ impl Disk {
     }
 
     /// From now on the drives reach a device's memory so. Only the first call counts.
-    pub fn reach_by(&self, reach: Arc<dyn Reach>) {
-        let _ = self.reach.set(reach);
+    ///
+    /// # Errors
+    /// [`TierError::File`] when the system has no threads for it.
+    pub fn reach_by(&self, reach: Arc<dyn Reach>) -> Result<(), TierError> {
+        let pools = self.arbiters.iter().map(|arbiter| arbiter.pool(&reach));
+        let pools = pools.collect::<Result<Vec<_>, _>>()?;
+        if self.reaches.set(()).is_ok() {
+            let pairs = self.arbiters.iter().zip(pools);
+            pairs.for_each(|(arbiter, pool)| arbiter.give(pool));
+        }
+        Ok(())
     }
 
     /// As [`Disk::submit`], from or to the memory of the device that the drives reach, from `address` on. Refused
@@ -268,7 +276,7 @@ impl Disk {
         address: u64,
         deadline: u64,
     ) -> Ticket {
-        let checked = match (self.reach.get(), &self.checksums) {
+        let checked = match (self.reaches.get(), &self.checksums) {
             (None, _) => Err(TierError::NoReach),
             (_, Some(sums)) => Err(TierError::Setting {
                 key: "verify_reads",
@@ -373,22 +381,13 @@ impl Disk {
         self.files.iter().for_each(|file| file.discard());
     }
 
-    /// The state file of each drive, open for direct I/O, for a device's library to know it by; none for a disk in
-    /// memory. The descriptors are the disk's.
+    /// The state file of each drive, opened once more for direct I/O and without any flag that a device's library
+    /// refuses; none for a disk in memory.
     ///
     /// # Errors
-    /// [`TierError::Backend`] where a file system has no direct I/O.
-    pub fn descriptors(&self) -> Result<Vec<(&Path, RawFd)>, TierError> {
-        let of = |file: &Arc<StateFile>| match &file.note {
-            None => Ok(()),
-            Some(note) => Err(TierError::Backend {
-                path: file.path.clone(),
-                reason: note.clone(),
-            }),
-        };
-        self.files.iter().try_for_each(of)?;
-        let all = self.files.iter().map(|f| (f.path.as_path(), f.fd()));
-        Ok(all.collect())
+    /// [`TierError::Backend`] where a file system has no direct I/O; [`TierError::File`] where a file cannot be opened.
+    pub fn for_device(&self) -> Result<Vec<File>, TierError> {
+        self.files.iter().map(|file| file.for_device()).collect()
     }
 
     /// The state file of each drive; none for a disk in memory.
@@ -402,8 +401,6 @@ impl Drop for Disk {
         // All get the request before any is waited for.
         self.arbiters.iter().for_each(Arbiter::stop);
         self.arbiters.clear();
-        // A device's library knows the files, and is to forget them before they are closed.
-        self.reach = Arc::default();
         self.journal = None;
         // The first drive's file has the journal and goes last: without it the others say nothing.
         while self.files.pop().is_some() {}

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
@@ -71,19 +72,28 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// As many threads as blocks of the drive are in flight, up to a few. Each end wakes the drive's lane.
+    ///
+    /// # Errors
+    /// The system's where it has no more threads.
     pub(crate) fn new(
         drive: usize,
         reach: &Arc<dyn Reach>,
         depth: usize,
         wake: &Arc<dyn Wake>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let (work, todo) = mpsc::channel::<(usize, Io)>();
         let todo = Arc::new(Mutex::new(todo));
         let ended: Arc<Mutex<Vec<Ended>>> = Arc::default();
-        let thread = |_| {
+        // Dropped with what it has if one cannot be made.
+        let mut this = Self {
+            work: Some(work),
+            ended: Arc::clone(&ended),
+            threads: Vec::new(),
+        };
+        for _ in 0..depth.min(THREADS_MAX) {
             let (reach, wake) = (Arc::clone(reach), Arc::clone(wake));
             let (todo, ended) = (Arc::clone(&todo), Arc::clone(&ended));
-            std::thread::spawn(move || {
+            let body = move || {
                 loop {
                     let next = todo.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok((slot, io)) = next else { return };
@@ -93,22 +103,23 @@ impl Pool {
                         bytes: io.bytes,
                         at: io.at,
                     };
-                    // SAFETY: the arbiter has the request until its end is reported, and by the contract of
-                    // `Disk::submit_device` nobody else uses its bytes.
-                    let result = unsafe { reach.run(drive, asked) };
+                    // A block whose call panics has an end too: its ticket is waited for.
+                    let result = catch_unwind(AssertUnwindSafe(|| {
+                        // SAFETY: the arbiter has the request until its end is reported, and by the contract of
+                        // `Disk::submit_device` nobody else uses its bytes.
+                        unsafe { reach.run(drive, asked) }
+                    }));
+                    let result = result.unwrap_or_else(|_| Err(io::Error::other("it panicked")));
                     let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
                     ended.push((slot, result));
                     drop(ended);
                     wake.wake();
                 }
-            })
-        };
-        let threads = (0..depth.min(THREADS_MAX)).map(thread).collect();
-        Self {
-            work: Some(work),
-            ended,
-            threads,
+            };
+            let thread = std::thread::Builder::new().name("lowtide-reach".to_owned());
+            this.threads.push(thread.spawn(body)?);
         }
+        Ok(this)
     }
 
     pub(crate) fn start(&self, slot: usize, io: Io) {
@@ -213,7 +224,7 @@ mod tests {
             ..Pages::default()
         });
         let (n, reach) = (extent(0).bytes as usize / PAGE, Arc::clone(&pages));
-        disk.reach_by(reach);
+        disk.reach_by(reach).unwrap();
         for k in 0..n {
             let bytes: Vec<u8> = (0..PAGE).map(|i| (i * 7 + k * 13) as u8).collect();
             let page = address + (k * PAGE) as u64;
@@ -285,8 +296,7 @@ mod tests {
                     ..Pages::default()
                 })
             });
-            disk.reach_by(Arc::clone(reach) as Arc<dyn Reach>);
-            Ok::<(), TierError>(())
+            disk.reach_by(Arc::clone(reach) as Arc<dyn Reach>)
         };
         // SAFETY: that memory is the map's.
         let rates = unsafe { probe_device(dir.path(), &config, address, reach) }.unwrap();
@@ -308,6 +318,29 @@ mod tests {
         assert_eq!(refused.unwrap_err(), TierError::NoReach);
     }
 
+    /// Nobody waits forever for a call that panics.
+    #[test]
+    fn a_call_that_panics_fails_its_request() {
+        #[derive(Debug)]
+        struct Panics;
+        impl Reach for Panics {
+            unsafe fn run(&self, _: usize, _: DeviceIo) -> io::Result<usize> {
+                panic!("planted");
+            }
+        }
+        let (disk, _) = RamDisk::open(&RamConfig::new(Bytes(64 << 10))).unwrap();
+        disk.reach_by(Arc::new(Panics)).unwrap();
+        let extent = Extent {
+            offset: 0,
+            bytes: 4096,
+        };
+        for kind in [Kind::Read, Kind::Write] {
+            // SAFETY: no memory is touched.
+            let done = unsafe { disk.submit_device(kind, extent, 0, 0) }.wait();
+            assert!(matches!(done, Err(TierError::Io { .. })), "{done:?}");
+        }
+    }
+
     /// The processor cannot check what it does not see.
     #[test]
     fn a_disk_that_verifies_its_reads_refuses_a_device() {
@@ -316,7 +349,7 @@ mod tests {
             ..RamConfig::new(Bytes(64 << 10))
         })
         .unwrap();
-        disk.reach_by(Arc::new(Pages::default()));
+        disk.reach_by(Arc::new(Pages::default())).unwrap();
         let extent = Extent {
             offset: 0,
             bytes: 4096,

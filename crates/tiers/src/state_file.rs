@@ -239,6 +239,32 @@ impl StateFile {
         Ok(file)
     }
 
+    /// Opens it once more for direct I/O, with no other flag: cuFile refuses files that were opened with `O_NOFOLLOW`,
+    /// which [`StateFile::open_direct`] needs because it goes by the name. This goes by the descriptor.
+    pub(crate) fn for_device(&self) -> Result<File, TierError> {
+        if let Some(note) = &self.note {
+            return Err(TierError::Backend {
+                path: self.path.clone(),
+                reason: note.clone(),
+            });
+        }
+        let fail = |e: &io::Error| TierError::file("opening once more", &self.path, e);
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC);
+        let file = options
+            .open(format!("/proc/self/fd/{}", self.fd()))
+            .map_err(|e| fail(&e))?;
+        let place = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
+        match (place(&file), place(&self.file)) {
+            (Ok(a), Ok(b)) if a == b => Ok(file),
+            (Ok(_), Ok(_)) => Err(fail(&io::Error::other("it is another file"))),
+            (Err(e), _) | (_, Err(e)) => Err(fail(&e)),
+        }
+    }
+
     /// Makes all finished writes survive a power loss.
     pub(crate) fn sync(&self) -> Result<(), TierError> {
         self.file

@@ -24,7 +24,8 @@ use crate::device::{Device, Target, target_of};
 use crate::error::{Refused, TrainError};
 use crate::launch::{held_by_others, net_times, tell_choices};
 use crate::planning::{
-    Planned, budgets_of, clip_of, cpu_budgets_of, decoder_of, load_machine, pins_of, probed,
+    Planned, budgets_of, clip_of, cpu_budgets_of, decoder_of, direct_of, load_machine, pins_of,
+    probed,
 };
 use crate::report::{Observer, Phase};
 use crate::resident::Resident;
@@ -138,6 +139,7 @@ impl<'a> Basis<'a> {
                     optimizer: run.optimizer.what(),
                     date: today(),
                     gpu: device.gpu.clone(),
+                    direct: direct_of(run),
                     room: Some(budgets_of(run, device)?.device),
                 };
                 // Of answers, too: what their kernels hold of the device counts, and their products' algorithms are

@@ -102,7 +102,9 @@ impl Beside {
             budgets: left,
             clip: clip_of(basis.run).mode,
             pins: Pins {
-                bounce: pins_of(basis.run).bounce,
+                // What the steps have is registered as well.
+                bounce: pins_of(basis.run).bounce
+                    || !basis.machine.may_register(basis.budgets.device),
                 ..Pins::default()
             },
         };

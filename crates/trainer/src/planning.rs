@@ -436,8 +436,13 @@ pub fn pins_of(run: &Run) -> Pins {
             config::UpdateOn::Device => Processor::Device,
         }),
         durable: run.checkpoint.durable,
-        bounce: p.direct == Some(config::Direct::Never),
+        bounce: !direct_of(run),
     }
+}
+
+/// Whether a run's bytes may pass the host by between drives and GPU.
+pub(crate) fn direct_of(run: &Run) -> bool {
+    run.plan.direct != Some(config::Direct::Never)
 }
 
 /// A run's drives, to be measured within what the run may take of them.

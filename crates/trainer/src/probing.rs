@@ -11,7 +11,7 @@ use crate::basis::net_of;
 use crate::device::{self, Device};
 use crate::error::TrainError;
 use crate::inputs::sample_of;
-use crate::planning::{decoder_of, probed, shape_of};
+use crate::planning::{decoder_of, direct_of, probed, shape_of};
 use crate::threads::{threads_of, usual_threads};
 
 /// Seconds spent on each figure, about.
@@ -70,6 +70,7 @@ impl Probe<'_> {
             optimizer: run.map(|run| run.optimizer.what()).unwrap_or_default(),
             date: today(),
             gpu: device.gpu.clone(),
+            direct: run.is_none_or(direct_of),
             room: run.and_then(|run| run.budget.device),
         };
         let _shown = measuring();

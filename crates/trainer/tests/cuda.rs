@@ -16,14 +16,14 @@ use std::time::Instant;
 
 use common::{checked, choice, gpu, quick_on};
 use lowtide_data::Micro;
-use lowtide_device::cuda::{self, Gpu, Pace};
+use lowtide_device::cuda::{self, CudaError, Gpu, Library, NoDirect, Pace};
 use lowtide_device::{Make, Memory};
 use lowtide_kernels::attention::Engine;
 use lowtide_kernels::update::Hyper;
 use lowtide_model::{Decoder, HfWriter, ModelError, Options, random_init};
 use lowtide_planner::{Clip, Direct, Saved, Tier};
 use lowtide_session::{ClipRule, DiskChoice, Session, SessionError, SessionOptions};
-use lowtide_tiers::{Arena, Fill};
+use lowtide_tiers::{Arena, Fill, TierError};
 use lowtide_units::{Bytes, BytesPerSecond};
 use lowtide_workload::{
     Batch, Dtype, Family, Layers, ModelShape, Objective, Optimizer, Rope, RopeScaling,
@@ -332,7 +332,25 @@ fn a_gpu_that_drives_do_not_reach_refuses_such_a_plan() {
         common::rule(Clip::Exact),
         options(),
     ) {
-        Err(SessionError::Direct(why)) => eprintln!("refused: {why}"),
+        Err(SessionError::Direct(why)) => {
+            let known = match &why {
+                // None, one of before CUDA 12.9, or one that is not turned on or supports nothing here.
+                NoDirect::Cuda(CudaError::Library { library, .. }) => *library == Library::Cufile,
+                NoDirect::Cuda(CudaError::BadLibrary { path, .. }) => {
+                    path.to_string_lossy().contains("cufile")
+                }
+                NoDirect::Cuda(CudaError::Call { call, what }) => {
+                    let codes = ["error 5001 ", "error 5007 ", "error 5008 ", "error 5009 "];
+                    call.starts_with("cuFile") && codes.iter().any(|code| what.starts_with(code))
+                }
+                NoDirect::Compatibility | NoDirect::Unsupported => true,
+                // A file system without direct I/O.
+                NoDirect::Tier(e) => matches!(e, TierError::Backend { .. }),
+                NoDirect::Cuda(_) | NoDirect::Changed { .. } => false,
+            };
+            assert!(known, "cuFile is there and fails: {why}");
+            eprintln!("refused: {why}");
+        }
         Err(other) => panic!("{other}"),
         Ok(session) => {
             drop(session);

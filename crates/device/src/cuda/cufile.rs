@@ -10,11 +10,13 @@
 //! the driver is open. A configuration file would do the same of older ones, but is named by a variable of the
 //! environment, which a process with threads must not set. Declarations follow NVIDIA's public documentation of cuFile.
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use lowtide_tiers::{
@@ -89,6 +91,11 @@ pub(super) struct Properties {
     _control: c_uint,
     /// A bit for each feature.
     features: c_uint,
+    /// KiB of memory of GPUs that it takes for itself at most.
+    cache: c_uint,
+    _of_a_buffer: c_uint,
+    /// KiB of memory of GPUs that a process may have registered at most.
+    pinned: c_uint,
     _rest: [c_uint; 64],
 }
 
@@ -98,12 +105,15 @@ const PEER_TO_PEER: c_uint = 1 << 4;
 /// Parameters of the library that are true or false.
 const ALLOW_COMPATIBILITY: c_int = 1;
 const FORCE_COMPATIBILITY: c_int = 2;
+/// Of its parameters that are texts: the folder of its log, `cufile.log`.
+const LOG_DIR: c_int = 2;
 
 functions! {
     /// cuFile, and the functions of it that are called.
     Cufile {
         fn cuFileSetParameterBool(parameter: c_int, value: bool) -> Status;
         fn cuFileGetParameterBool(parameter: c_int, value: *mut bool) -> Status;
+        fn cuFileSetParameterString(parameter: c_int, value: *const c_char) -> Status;
         fn cuFileDriverOpen() -> Status;
         fn cuFileDriverGetProperties(properties: *mut Properties) -> Status;
         fn cuFileHandleRegister(handle: *mut Handle, of: *mut Descriptor) -> Status;
@@ -146,8 +156,14 @@ fn ok(call: &'static str, status: Status) -> Result<(), CudaError> {
 }
 
 impl Cufile {
-    /// Turns compatibility mode off and opens the driver; refused where the mode stays on, or nothing is supported.
-    fn start(&self) -> Result<(), NoDirect> {
+    /// Turns compatibility mode off and opens the driver, which writes its log into a folder; refused where the mode
+    /// stays on, or nothing is supported. Returns how many bytes of GPUs may be registered.
+    fn start(&self, log: &Path) -> Result<Bytes, NoDirect> {
+        let folder = CString::new(log.as_os_str().as_bytes()).unwrap_or_default();
+        // SAFETY: a text that ends in zero; the library copies it.
+        ok("cuFileSetParameterString", unsafe {
+            (self.cuFileSetParameterString)(LOG_DIR, folder.as_ptr())
+        })?;
         let modes = [ALLOW_COMPATIBILITY, FORCE_COMPATIBILITY];
         for mode in modes {
             // SAFETY: the signature of NVIDIA's documentation.
@@ -173,19 +189,30 @@ impl Cufile {
         ok("cuFileDriverGetProperties", unsafe {
             (self.cuFileDriverGetProperties)(&raw mut about)
         })?;
+        // What the library takes for itself may count as well.
+        let most = about.pinned.saturating_sub(about.cache);
         match about.supported != 0 || about.features & PEER_TO_PEER != 0 {
-            true => Ok(()),
+            true => Ok(Bytes(u64::from(most) << 10)),
             false => Err(NoDirect::Unsupported),
         }
     }
 
-    /// The library of this process, started.
-    fn started() -> Result<&'static Self, NoDirect> {
-        static STARTED: OnceLock<Result<(), NoDirect>> = OnceLock::new();
+    /// The library of this process, started, and how many bytes of GPUs may be registered.
+    fn started() -> Result<(&'static Self, Bytes), NoDirect> {
+        static STARTED: OnceLock<Result<Bytes, NoDirect>> = OnceLock::new();
         let library = Self::get()?;
-        STARTED.get_or_init(|| library.start()).clone()?;
-        Ok(library)
+        let most = STARTED
+            .get_or_init(|| library.start(&log_folder()))
+            .clone()?;
+        Ok((library, most))
     }
+}
+
+/// Where the library's log goes, which it else writes to wherever the process was started: beside what lowtide keeps
+/// in the user's cache, else the system's folder for temporary files.
+fn log_folder() -> PathBuf {
+    let cache = super::module::cache_folder().filter(|dir| std::fs::create_dir_all(dir).is_ok());
+    cache.unwrap_or_else(std::env::temp_dir)
 }
 
 /// The memory of a GPU and the state files of a disk, registered with cuFile: how the drives reach that memory.
@@ -195,6 +222,8 @@ struct DirectFiles {
     base: u64,
     bytes: u64,
     handles: Vec<Handle>,
+    /// What the handles are of: closed after they are gone.
+    files: Vec<File>,
     /// The memory, which outlives its registration; none in tests, where it is the host's.
     memory: Option<DeviceMemory>,
 }
@@ -212,23 +241,22 @@ impl fmt::Debug for DirectFiles {
 }
 
 impl DirectFiles {
-    /// Registers all of a device's memory and the files of a disk. They must be deregistered, by dropping this, before
-    /// the files are closed, which the disk does that [is given](Disk::reach_by) them.
+    /// Registers all of a device's memory and the files of a disk, opened once more.
     ///
     /// # Errors
     /// Why transfers would pass the host.
     fn open(memory: &DeviceMemory, disk: &Disk) -> Result<Self, NoDirect> {
         gpu::bind(memory.ordinal())?;
-        let library = Cufile::started()?;
+        let (library, _) = Cufile::started()?;
         let place = (memory.address(), memory.bytes().0);
-        Self::register(library, place, Some(memory.clone()), &disk.descriptors()?)
+        Self::register(library, place, Some(memory.clone()), disk.for_device()?)
     }
 
     fn register(
         library: &'static Cufile,
         (base, bytes): (u64, u64),
         memory: Option<DeviceMemory>,
-        files: &[(&Path, RawFd)],
+        files: Vec<File>,
     ) -> Result<Self, NoDirect> {
         let address = pointer(base);
         // SAFETY: memory that is held until it is deregistered.
@@ -240,9 +268,11 @@ impl DirectFiles {
             base,
             bytes,
             handles: Vec::new(),
+            files,
             memory,
         };
-        for &(_, fd) in files {
+        for file in &this.files {
+            let fd = file.as_raw_fd();
             let mut of = Descriptor {
                 kind: OF_FD,
                 file: FileOf { fd },
@@ -342,23 +372,27 @@ pub fn try_direct<'d>(
 /// When the memory is the host's.
 pub fn reach_direct(device: &Memory, disk: &Disk) -> Result<(), NoDirect> {
     let memory = device.on_cuda().expect("a GPU's memory");
-    disk.reach_by(Arc::new(DirectFiles::open(memory, disk)?));
-    Ok(())
+    Ok(disk.reach_by(Arc::new(DirectFiles::open(memory, disk)?))?)
 }
 
-/// What the drive of a directory gives when it moves bytes from and to a GPU's memory past the host; first it is shown
-/// that it does.
+/// What the drive of a directory gives when it moves bytes from and to a GPU's memory past the host, and how many bytes
+/// of GPUs a process may register for that; first it is shown that it does.
 ///
 /// # Errors
 /// Why transfers pass the host.
-pub fn direct_rates(gpu: &Gpu, dir: &Path, config: &ProbeConfig) -> Result<Rates, NoDirect> {
-    Cufile::started()?;
+pub fn direct_rates(
+    gpu: &Gpu,
+    dir: &Path,
+    config: &ProbeConfig,
+) -> Result<(Rates, Bytes), NoDirect> {
+    let (_, most) = Cufile::started()?;
     let mut device = Memory::cuda(gpu, config.memory())?;
     try_direct(&mut device, std::iter::once(dir))?;
     let memory = device.on_cuda().expect("a GPU's memory");
     let reach = |disk: &Disk| reach_direct(&device, disk);
     // SAFETY: the memory was made here and is nobody else's.
-    unsafe { lowtide_tiers::probe_device(dir, config, memory.address(), reach) }
+    let rates = unsafe { lowtide_tiers::probe_device(dir, config, memory.address(), reach) }?;
+    Ok((rates, most))
 }
 
 /// Moves bytes of a pattern over a disk's drives both ways, past the host on one of them, and compares them. Overwrites

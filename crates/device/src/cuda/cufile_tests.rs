@@ -23,6 +23,7 @@ enum Mode {
 
 const STUB: &str = r#"
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/types.h>
@@ -32,13 +33,17 @@ typedef struct { int err; int cu_err; } Error;
 typedef struct { int type; union { int fd; void *handle; } handle; const void *fs_ops; } Descr;
 typedef struct {
     struct { unsigned major, minor; size_t poll, most; unsigned status, control; } nvfs;
-    unsigned features, a, b, c, d, e;
+    unsigned features, cache, each, pinned, batch, time;
 } Props;
 enum { DIRECT, COMPATIBLE, FORCED, NOTHING, PEER, NO_DRIVER, NO_FILE, NO_MEMORY, LIES, SHORT };
-static int mode, opened, handles, buffers, calls;
+static int mode, direct, opened, handles, buffers, calls;
+static char log_dir[4096];
 static bool parameter[12];
 static const void *base_of; static size_t length;
-void stub_mode(int m) { mode = m; opened = calls = 0; parameter[1] = parameter[2] = true; }
+void stub_mode(int m, int d) {
+    mode = m; direct = d; opened = calls = 0; log_dir[0] = 0; parameter[1] = parameter[2] = true;
+}
+const char *stub_log(void) { return log_dir; }
 int stub_registered(void) { return handles * 100 + buffers; }
 static Error e(int code) { Error error = { code, 0 }; return error; }
 Error cuFileSetParameterBool(int p, bool v) {
@@ -47,16 +52,25 @@ Error cuFileSetParameterBool(int p, bool v) {
     return e(0);
 }
 Error cuFileGetParameterBool(int p, bool *v) { *v = parameter[p]; return e(0); }
+Error cuFileSetParameterString(int p, const char *v) {
+    if (opened || p != 2 || strlen(v) >= sizeof log_dir) return e(5022);
+    strcpy(log_dir, v);
+    return e(0);
+}
 Error cuFileDriverOpen(void) { if (mode == NO_DRIVER) return e(5001); opened = 1; return e(0); }
 Error cuFileDriverGetProperties(Props *p) {
     memset(p, 0, sizeof *p);
     p->nvfs.status = mode == NOTHING || mode == PEER ? 0 : 1 << 4;
     p->features = mode == PEER ? 0x1f : 0xf;
+    p->cache = 128 << 10; p->each = 1 << 10; p->pinned = 32 << 20; p->batch = 128; p->time = 5;
     return e(0);
 }
 Error cuFileHandleRegister(void **h, Descr *d) {
     if (mode == NO_FILE) return e(5008);
     if (d->type != 1 || d->fs_ops) return e(5022);
+    int flags = fcntl(d->handle.fd, F_GETFL);
+    if (flags & (O_APPEND | O_NONBLOCK | O_DIRECTORY | O_NOFOLLOW)) return e(5019);
+    if ((flags & O_ACCMODE) != O_RDWR || (direct && !(flags & O_DIRECT))) return e(5020);
     *h = (void *)(size_t)(d->handle.fd + 1000);
     handles++;
     return e(0);
@@ -84,7 +98,8 @@ ssize_t cuFileWrite(void *h, const void *b, size_t n, off_t at, off_t off) { ret
 
 struct Stub {
     library: &'static Cufile,
-    mode: unsafe extern "C" fn(c_int),
+    mode: unsafe extern "C" fn(c_int, c_int),
+    log: unsafe extern "C" fn() -> *const c_char,
     registered: unsafe extern "C" fn() -> c_int,
 }
 
@@ -102,9 +117,11 @@ fn stub(dir: &Path) -> Option<Stub> {
     // SAFETY: the library above, which does nothing when it is loaded.
     let lib = unsafe { libloading::Library::new(&file) }.expect("it loads");
     // SAFETY: the types are those of the source above.
-    let (mode, registered) = unsafe {
+    let (mode, log, registered) = unsafe {
         (
-            *lib.get::<unsafe extern "C" fn(c_int)>(b"stub_mode\0")
+            *lib.get::<unsafe extern "C" fn(c_int, c_int)>(b"stub_mode\0")
+                .expect("there"),
+            *lib.get::<unsafe extern "C" fn() -> *const c_char>(b"stub_log\0")
                 .expect("there"),
             *lib.get::<unsafe extern "C" fn() -> c_int>(b"stub_registered\0")
                 .expect("there"),
@@ -114,6 +131,7 @@ fn stub(dir: &Path) -> Option<Stub> {
     Some(Stub {
         library: Box::leak(Box::new(library)),
         mode,
+        log,
         registered,
     })
 }
@@ -121,34 +139,36 @@ fn stub(dir: &Path) -> Option<Stub> {
 impl Stub {
     /// All of detection: the library starts, memory and files are registered, bytes go both ways.
     fn detected(&self, mode: Mode, dir: &Path) -> Result<Disk, NoDirect> {
-        // SAFETY: the stub's own function; one thread uses it.
-        unsafe { (self.mode)(mode as c_int) };
-        self.library.start()?;
         let dirs = ["a", "b"].map(|name| (dir.join(name), 1.0));
         dirs.iter()
             .for_each(|(dir, _)| std::fs::create_dir_all(dir).expect("made"));
         let mut config = DiskConfig::new(dirs);
         (config.block, config.stripe) = (Bytes(16 << 10), Bytes(16 << 10));
         let disk = Disk::open(&config.fit(Bytes(128 << 10))?, None)?;
+        // Some file systems have no direct I/O, which the stub then does not ask for.
+        let files = disk.for_device();
+        // SAFETY: the stub's own function; one thread uses it.
+        unsafe { (self.mode)(mode as c_int, c_int::from(files.is_ok())) };
+        let files = match files {
+            Err(TierError::Backend { .. }) => {
+                let open = |path| File::options().read(true).write(true).open(path);
+                let plain = disk.paths().map(open).collect::<Result<_, _>>();
+                plain.expect("its files")
+            }
+            files => files?,
+        };
+        let most = self.library.start(dir)?;
+        // Of 32 GiB, less 128 MiB.
+        assert_eq!(most, Bytes((32 << 30) - (128 << 20)));
+        // SAFETY: the stub's text, which lasts.
+        let log = unsafe { std::ffi::CStr::from_ptr((self.log)()) };
+        assert_eq!(log.to_bytes(), dir.as_os_str().as_bytes());
         // The host's memory stands in for a device's.
         let mut device = Memory::new(Arena::new(Bytes(256 << 10), Fill::Zero)?);
         let base = device.arena().base().expose_provenance() as u64;
         let place = (base, device.bytes().0);
-        // File systems in memory have no direct I/O, which a real library asks for.
-        let files: Vec<std::fs::File> = disk
-            .paths()
-            .map(|path| {
-                let mut options = std::fs::OpenOptions::new();
-                options.read(true).write(true).open(path).expect("its file")
-            })
-            .collect();
-        use std::os::fd::AsRawFd;
-        let fds: Vec<(&Path, RawFd)> = files
-            .iter()
-            .map(|f| (Path::new("file"), f.as_raw_fd()))
-            .collect();
-        let reach = DirectFiles::register(self.library, place, None, &fds)?;
-        disk.reach_by(Arc::new(reach));
+        let reach = DirectFiles::register(self.library, place, None, files)?;
+        disk.reach_by(Arc::new(reach))?;
         prove_direct(&disk, &mut device)?;
         // Outside of the registered memory nothing moves.
         let extent = Extent {

@@ -76,13 +76,11 @@ impl Rates {
         };
         let drive = |lane: Lane, others: &[Lane]| {
             let speed = beside(lane, others);
+            let set = LaneSet::of(others.iter().copied()).with(lane);
+            let direct = speed * speeds.borrow_mut().direct(lane, set);
             [
                 line(m.disk(lane, Bytes(0)).0, m.disk(lane, gib).0, speed),
-                line(
-                    m.direct(lane, Bytes(0)).0,
-                    m.direct(lane, gib).0,
-                    speed / m.direct_mix(),
-                ),
+                line(m.direct(lane, Bytes(0)).0, m.direct(lane, gib).0, direct),
             ]
         };
         let update = |lane: Lane, others: &[Lane]| {

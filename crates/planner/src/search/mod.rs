@@ -286,8 +286,8 @@ pub fn fits_any(r: &Request<'_>) -> bool {
 impl Request<'_> {
     /// Whether transfers may pass host memory by.
     fn reaches_device(&self) -> bool {
-        let rates = self.machine.disk.and_then(|disk| disk.direct);
-        rates.is_some() && !self.pins.bounce && self.budgets.disk.0 > 0
+        let may = self.machine.may_register(self.budgets.device);
+        may && !self.pins.bounce && self.budgets.disk.0 > 0
     }
 }
 

@@ -7,7 +7,7 @@ use lowtide_planner::{
     Budgets, Choice, Clip, DirectRates, DiskRates, LoopOrder, Machine, PartName, Plan, Saved,
     Tensor, Tier, Work, build, check,
 };
-use lowtide_units::{BytesPerSecond, FlopsPerSecond, Seconds};
+use lowtide_units::{Bytes, BytesPerSecond, FlopsPerSecond, Seconds};
 
 use super::{choice, machine};
 
@@ -29,6 +29,7 @@ pub fn beside(drive: f64) -> Machine {
                 write: BytesPerSecond(drive),
                 mixed: BytesPerSecond(drive),
                 latency: Seconds(1e-9),
+                most_memory: Bytes::GIB,
             }),
         }),
         ..machine()
