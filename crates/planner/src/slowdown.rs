@@ -43,6 +43,13 @@ impl Machine {
                 *rate = slower(*rate, LaneKind::Disk);
             }
             disk.latency = disk.latency * of(LaneKind::Disk);
+            // The same drives, and the same lane.
+            if let Some(direct) = &mut disk.direct {
+                for rate in [&mut direct.read, &mut direct.write, &mut direct.mixed] {
+                    *rate = slower(*rate, LaneKind::Disk);
+                }
+                direct.latency = direct.latency * of(LaneKind::Disk);
+            }
         }
         if let Some(net) = &mut machine.net {
             net.rate = slower(net.rate, LaneKind::Net);
@@ -57,40 +64,60 @@ mod tests {
     use lowtide_units::{Bytes, Seconds};
 
     use super::*;
-    use crate::choice::{Budgets, Choice, Clip, Processor, Saved};
+    use crate::choice::{Budgets, Choice, Clip, Direct, Processor, Saved};
+    use crate::machine::DirectRates;
     use crate::plan::Tier;
     use crate::testing::{machine, workload};
 
-    /// Of a plan with work on every lane, each lane takes as much longer as is said and no other does.
+    /// Of plans with work on every lane, each lane takes as much longer as is said and no other does; of transfers
+    /// that pass host memory by, too.
     #[test]
     fn a_lane_takes_as_much_longer_as_is_said() {
         let (w, mut m) = (workload(3, 2), machine());
         // Of both links.
         m.copy_overhead = Seconds::ZERO;
+        m.disk.as_mut().expect("a drive").direct = Some(DirectRates {
+            read: BytesPerSecond(3e9),
+            write: BytesPerSecond(2e9),
+            mixed: BytesPerSecond(2.5e9),
+            latency: Seconds(1e-5),
+            most_memory: Bytes(1 << 40),
+        });
         let mut c = Choice::resident(&w);
         c.optimizer.fill(Tier::Disk);
         c.update.fill(Processor::Host);
         c.saved.iter_mut().for_each(|s| s.fill(Saved::Host));
-        let busy = |m: &Machine| {
-            let plan = crate::build(&w, &c, Clip::Exact, Budgets::UNLIMITED, m);
-            let lanes = plan.prediction.lanes.into_iter();
-            lanes
-                .map(|l| (l.busy_seconds.0, l.bytes))
-                .collect::<Vec<_>>()
-        };
-        let rated = busy(&m);
-        assert!(rated.iter().all(|l| l.0 > 0.0), "{rated:?}");
+        let mut straight = c.clone();
+        straight.weights.fill(Tier::Disk);
+        straight.saved[1].fill(Saved::Disk);
+        straight.direct = Direct::BOTH;
         assert_eq!(m.slowed(&AS_RATED), m);
-        for kind in &LaneKind::ALL[..5] {
-            let mut slowdown = AS_RATED;
-            slowdown[*kind as usize] = 1.5;
-            for (k, (now, before)) in busy(&m.slowed(&slowdown)).iter().zip(&rated).enumerate() {
-                let times = now.0 / before.0;
-                let want = slowdown[k];
-                assert!((times - want).abs() < 1e-9, "{kind:?}: lane {k} {times}");
+        for (c, direct) in [(c, false), (straight, true)] {
+            let busy = |m: &Machine| {
+                let plan = crate::build(&w, &c, Clip::Exact, Budgets::UNLIMITED, m);
+                assert_eq!(plan.reaches_device(), direct);
+                let lanes = plan.prediction.lanes.into_iter();
+                lanes
+                    .map(|l| (l.busy_seconds.0, l.bytes))
+                    .collect::<Vec<_>>()
+            };
+            let rated = busy(&m);
+            assert!(rated.iter().all(|l| l.0 > 0.0), "{rated:?}");
+            for kind in &LaneKind::ALL[..5] {
+                let mut slowdown = AS_RATED;
+                slowdown[*kind as usize] = 1.5;
+                let now = busy(&m.slowed(&slowdown));
+                for (k, (now, before)) in now.iter().zip(&rated).enumerate() {
+                    let times = now.0 / before.0;
+                    let want = slowdown[k];
+                    assert!((times - want).abs() < 1e-9, "{kind:?}: lane {k} {times}");
+                }
             }
+            assert!(rated[1].1 > Bytes::ZERO);
         }
-        assert!(m.slowed(&[2.0; 6]).check().is_ok());
-        assert!(rated[1].1 > Bytes::ZERO);
+        let slow = m.slowed(&[2.0; 6]);
+        assert!(slow.check().is_ok());
+        let mixed = slow.disk.and_then(|d| d.direct).expect("as before").mixed;
+        assert_eq!(mixed, BytesPerSecond(1.25e9));
     }
 }

@@ -479,7 +479,8 @@ impl Session {
     /// they would have had: what outlives a step lies where it lay.
     ///
     /// # Errors
-    /// What stopped the run; the device's, when it has no more streams.
+    /// What stopped the run; the device's, when it has no more streams: then the plan before runs on, and this has not
+    /// [stopped](Session::stopped).
     ///
     /// # Panics
     /// Where the plan is none that [`replaces`](lowtide_planner::check::replaces) this one, there are several ranks, or
@@ -489,6 +490,12 @@ impl Session {
         self.drain()?;
         // The engine knows the plan's pieces alone, which are the same.
         self.first_runner().replace(plan)
+    }
+
+    /// Whether something has failed, and no more steps run.
+    #[must_use]
+    pub fn stopped(&self) -> bool {
+        self.ranks.stopped()
     }
 
     /// Loss of one batch without gradients. Drains first.

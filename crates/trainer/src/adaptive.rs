@@ -1,20 +1,22 @@
 //! Plans again while a run goes on, where its lanes are off the rates that it was planned with.
 //!
 //! The lanes of the last steps are held against the plan ([`Drift`]). Where one is off, a thread of its own plans again
-//! at the rates of now, beside the steps; it takes some seconds of one core, which it leaves to every other thread
-//! that asks for it. A plan that is better by enough waits until the run has a moment between two steps
+//! at the rates of now, beside the steps; it takes some seconds of one core, at the least priority that Linux has for a
+//! usual thread. A plan that is better by enough waits until the run has a moment between two steps
 //! ([`Session::replace`](lowtide_session::Session::replace)).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use lowtide_executor::Measured;
 use lowtide_model::Decoder;
+use lowtide_planner::slowdown::Slowdown;
 use lowtide_planner::waits::steady_step;
 use lowtide_planner::{
     Again, Budgets, Clip, LaneKind, Machine, Pins, Plan, PlanError, Request, plan_again,
 };
-use lowtide_tiers::numa;
+use rustix::process::setpriority_process;
 use serde::Serialize;
 
 use crate::drift::{Drift, Lanes, Off};
@@ -22,6 +24,10 @@ use crate::report::busy_of;
 
 /// The share of a step that another plan must save to be taken.
 const GAIN: f64 = 0.02;
+/// Where fewer steps are left nothing is planned: what it could win is less than it takes.
+const LEFT: u64 = 20;
+/// Threads that update beside a GPU run at 10; this has a seventh of their weight, and a seventieth of the usual one.
+const NICE: i32 = 19;
 
 /// A lane that is off its rate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -112,6 +118,17 @@ struct Planning {
     thread: JoinHandle<Result<Option<Again>, PlanError>>,
 }
 
+/// Tasks of a plan, in all its parts.
+fn tasks(plan: &Plan) -> usize {
+    plan.parts.values().map(|part| part.len()).sum()
+}
+
+/// The most tasks that a plan in the place of this one may have: memory is counted for no more.
+pub(crate) fn most_tasks(plan: &Plan) -> usize {
+    let tasks = tasks(plan);
+    tasks + tasks / 4
+}
+
 /// Looks after the rates of a run of one rank.
 pub struct Adaptive {
     drift: Drift,
@@ -120,8 +137,14 @@ pub struct Adaptive {
     machine: Machine,
     clip: Clip,
     pins: Pins,
+    /// The run's last step.
+    last: u64,
+    most_tasks: usize,
     planning: Option<Planning>,
+    stop: Arc<AtomicBool>,
     found: Option<Replan>,
+    /// Lanes are said to have its rates, in tests.
+    pretended: Option<Machine>,
 }
 
 /// What the plan's lanes do in a step, at its rates.
@@ -131,7 +154,7 @@ fn expected(plan: &Plan, decoder: &Decoder, machine: &Machine) -> Lanes {
 }
 
 impl Adaptive {
-    /// Of a plan that runs, on the machine that it was made for, with what the run holds fast.
+    /// Of a plan that runs until step `last`, on the machine that it was made for, with what the run holds fast.
     #[must_use]
     pub fn new(
         decoder: &Arc<Decoder>,
@@ -139,6 +162,7 @@ impl Adaptive {
         machine: &Machine,
         clip: Clip,
         pins: Pins,
+        last: u64,
     ) -> Self {
         Self {
             drift: Drift::new(expected(plan, decoder, machine)),
@@ -147,9 +171,19 @@ impl Adaptive {
             machine: machine.clone(),
             clip,
             pins,
+            last,
+            most_tasks: most_tasks(plan),
             planning: None,
+            stop: Arc::default(),
             found: None,
+            pretended: None,
         }
+    }
+
+    /// For tests: from here on lanes take so many times as long as planned, whatever is measured, and steps wait for
+    /// the planning. So it is known what is found, and when.
+    pub fn pretend(&mut self, slowdown: &Slowdown) {
+        self.pretended = Some(self.machine.slowed(slowdown));
     }
 
     /// Something came between two steps that is no step, or took from their lanes.
@@ -168,7 +202,16 @@ impl Adaptive {
             self.drift.interrupted();
             return self.hear(step);
         }
-        let lanes = LaneKind::ALL.map(|kind| busy_of(kind, lanes));
+        if step.saturating_add(LEFT) > self.last {
+            return None;
+        }
+        let (lanes, seconds) = match &self.pretended {
+            None => (LaneKind::ALL.map(|kind| busy_of(kind, lanes)), seconds),
+            Some(machine) => {
+                let lanes = expected(&self.plan, &self.decoder, machine);
+                (lanes, lanes.into_iter().fold(0.0, f64::max))
+            }
+        };
         let off = self.drift.step(step, lanes, seconds)?;
         let machine = self.machine.slowed(&off.slowdown);
         match self.begin(machine.clone()) {
@@ -180,7 +223,11 @@ impl Adaptive {
                 });
                 None
             }
-            Err(e) => Some(format!("the run was not planned again: {e}")),
+            Err(e) => {
+                // As where it was, and found nothing.
+                self.machine = machine;
+                Some(format!("the run was not planned again: {e}"))
+            }
         }
     }
 
@@ -189,10 +236,11 @@ impl Adaptive {
         machine: Machine,
     ) -> std::io::Result<JoinHandle<Result<Option<Again>, PlanError>>> {
         let (decoder, plan) = (Arc::clone(&self.decoder), Arc::clone(&self.plan));
-        let (clip, pins) = (self.clip, self.pins);
+        let (clip, pins, stop) = (self.clip, self.pins, Arc::clone(&self.stop));
         let thread = std::thread::Builder::new().name("planning".to_owned());
         thread.spawn(move || {
-            numa::give_way();
+            // Without a process's number Linux means the calling thread. Where it may not, planning takes its share.
+            let _ = setpriority_process(None, NICE);
             let request = Request {
                 workload: decoder.workload(),
                 machine: &machine,
@@ -201,13 +249,14 @@ impl Adaptive {
                 clip,
                 pins,
             };
-            plan_again(&request, &plan)
+            plan_again(&request, &plan, &stop)
         })
     }
 
     /// Takes what the thread has found, if it has ended.
     fn hear(&mut self, step: u64) -> Option<String> {
-        let ended = |p: &mut Planning| p.thread.is_finished();
+        let waits = self.pretended.is_some();
+        let ended = |p: &mut Planning| waits || p.thread.is_finished();
         let Planning {
             off,
             machine,
@@ -218,6 +267,9 @@ impl Adaptive {
         let not =
             |why: &dyn std::fmt::Display| Some(format!("the run was not planned again: {why}"));
         match thread.join() {
+            Ok(Ok(Some(again))) if tasks(&again.plan) > self.most_tasks => {
+                not(&"the plan has more tasks than there is memory for")
+            }
             Ok(Ok(Some(again))) if again.gain() >= GAIN => {
                 self.found = Some(self.replan(step, &off, &before, again));
                 None
@@ -279,7 +331,19 @@ impl Adaptive {
         self.found.is_some()
     }
 
-    /// The better plan, if there is one, to be run from here on, behind this step.
+    /// The better plan, if there is one.
+    #[must_use]
+    pub fn better(&self) -> Option<&Arc<Plan>> {
+        self.found.as_ref().map(|found| &found.to_run)
+    }
+
+    /// The better plan could not be run: the one before runs on.
+    pub fn give_up(&mut self) {
+        self.found = None;
+        self.drift.interrupted();
+    }
+
+    /// The better plan, if there is one, which runs from here on, behind this step.
     pub fn take(&mut self, step: u64) -> Option<Replan> {
         let found = Replan {
             step,
@@ -289,5 +353,16 @@ impl Adaptive {
         let lanes = expected(&self.plan, &self.decoder, &self.machine);
         self.drift.expect(lanes);
         Some(found)
+    }
+}
+
+impl Drop for Adaptive {
+    /// Nobody takes another plan any more: planning ends before what it reads goes.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(planning) = self.planning.take() {
+            // What it found, or why it failed, matters no more.
+            let _ = planning.thread.join();
+        }
     }
 }

@@ -16,6 +16,7 @@ use lowtide_config::{Run, ScheduleShape};
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{EngineError, ExecError, Measured};
 use lowtide_kernels::update::Hyper;
+use lowtide_planner::slowdown::Slowdown;
 use lowtide_planner::{Lane, LaneKind, Machine};
 use serde::Serialize;
 use serde_json::Value;
@@ -215,6 +216,27 @@ pub fn lead(
     done
 }
 
+/// As [`train`], where `plan.adaptive` reads that lanes take so many times as long as planned, whatever is measured:
+/// for tests, so that what another plan gains is certain.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_slowed(
+    run: &Run,
+    observer: &mut dyn Observer,
+    requests: &Requests,
+    slowdown: &Slowdown,
+) -> Result<TrainReport, TrainError> {
+    match opening::open(run, observer, requests, None)? {
+        Opened::Finished(report) => Ok(*report),
+        Opened::Begun(mut fit, planned) => {
+            let adaptive = fit.adaptive.iter_mut();
+            adaptive.for_each(|adaptive| adaptive.pretend(slowdown));
+            fit.go(*planned)
+        }
+    }
+}
+
 /// Trains, with the other ranks where they are processes.
 fn train_with(
     run: &Run,
@@ -297,6 +319,8 @@ impl Fit<'_> {
                 break;
             }
         }
+        // Nothing is planned beside what comes now.
+        self.adaptive = None;
         let step_now = self.state.step;
         self.checked(step_now, |s| s.session.drain())?;
         tally.end(self.session.measured());

@@ -3,6 +3,7 @@
 
 pub use crate::adaptive::{Adaptive, Rates};
 pub use crate::device::Target;
+pub use crate::fit::train_slowed;
 pub use crate::generate::{Decoder, Decoding, Places, decode, steps};
 pub use crate::inputs::{Inputs, dealing, load_inputs, load_options, open_tokenizer};
 pub use crate::output::folder::Folder;

@@ -20,6 +20,8 @@ pub(crate) struct Tally {
     pub moved: Measured,
     // How many times, steps and what was moved before the plan that runs.
     by_others: (usize, u64, Measured),
+    // Whether the next lap is of two plans.
+    changed: bool,
 }
 
 /// The time between two losses.
@@ -45,12 +47,14 @@ impl Tally {
             seconds: 0.0,
             moved: Measured::default(),
             by_others: (0, 0, Measured::default()),
+            changed: false,
         }
     }
 
-    /// From here on another plan runs.
+    /// From here on another plan runs. The next lap has the last update of the one before in its time.
     pub fn replanned(&mut self) {
         self.by_others = (self.times.len(), self.steps, self.moved);
+        self.changed = true;
     }
 
     /// Times of steps, their number and what was moved by the plan that runs: what its prediction is held against.
@@ -81,6 +85,9 @@ impl Tally {
         let whole = std::mem::replace(&mut self.under_way, true);
         if whole {
             self.times.push(seconds);
+        }
+        if std::mem::take(&mut self.changed) {
+            self.by_others = (self.times.len(), self.steps + 1, self.moved);
         }
         Lap {
             seconds,
@@ -142,5 +149,31 @@ mod tests {
         assert_eq!(tally.times, [lap.seconds]);
         // The drained update counts once.
         assert!(tally.lap(none()).seconds < 0.02);
+    }
+
+    /// A plan is held against its own steps: not those before, nor the one whose time has an update by the plan before.
+    #[test]
+    fn a_lap_of_two_plans_is_of_none() {
+        let mut tally = Tally::new(Measured::default());
+        let mut measured = Measured::default();
+        let mut lap = |tally: &mut Tally, seconds: f64| {
+            measured.lanes[Lane::GPU].busy_seconds += seconds;
+            tally.lap(measured);
+            tally.steps += 1;
+            measured
+        };
+        lap(&mut tally, 1.0);
+        let before = lap(&mut tally, 2.0);
+        tally.drain(before);
+        tally.replanned();
+        tally.pause(before);
+        assert_eq!(tally.of_plan().1, 0);
+        lap(&mut tally, 4.0);
+        assert_eq!((tally.of_plan().0.len(), tally.of_plan().1), (0, 0));
+        lap(&mut tally, 8.0);
+        lap(&mut tally, 8.0);
+        let (times, steps, moved) = tally.of_plan();
+        assert_eq!((times, steps), (&tally.times[2..], 2));
+        assert_eq!(moved.lane(Lane::GPU).busy_seconds, 16.0);
     }
 }

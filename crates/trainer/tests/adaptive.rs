@@ -2,22 +2,33 @@
 
 #![allow(clippy::print_stderr, reason = "times are worth reading")]
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use crate::common::places::{beside, planned};
 use crate::common::{Trained, batch, choice, decoder, hyper, llama, open, quick, train};
+use lowtide_config::Run as Settings;
+use lowtide_executor::Measured;
 use lowtide_model::Decoder;
-use lowtide_planner::{Choice, Clip, Machine, Pins, Plan, Saved, Tier};
-use lowtide_session::{DiskChoice, SessionOptions};
+use lowtide_planner::slowdown::AS_RATED;
+use lowtide_planner::{Choice, Clip, LaneKind, Machine, Pins, Plan, Saved, Tier};
+use lowtide_session::{DiskChoice, Requests, SessionOptions};
 use lowtide_tiers::{Pace, RamConfig, RamDisk};
-use lowtide_trainer::Replan;
-use lowtide_trainer::inside::{Adaptive, Rates};
+use lowtide_trainer::inside::{Adaptive, Rates, train_slowed};
+use lowtide_trainer::{Observer, Replan, StepLine};
 use lowtide_units::BytesPerSecond;
 use lowtide_workload::Dtype;
 
 const CLIP: Clip = Clip::Exact;
 const STEPS: u64 = 50;
+
+fn quickstart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/quickstart")
+}
 
 /// Saved tensors on a drive, everything else in memory.
 fn spilled(d: &Decoder) -> Choice {
@@ -61,7 +72,7 @@ fn run(d: &Arc<Decoder>, c: &Choice, machine: &Machine, rate: f64) -> Run {
     }
     let plan = Arc::new(plan);
     let mut session = open(d, &plan, CLIP, on_drive(&plan, rate));
-    let mut adaptive = Adaptive::new(d, &plan, machine, CLIP, Pins::default());
+    let mut adaptive = Adaptive::new(d, &plan, machine, CLIP, Pins::default(), STEPS);
     let (mut losses, mut seconds) = (Vec::new(), Vec::new());
     let (mut replans, mut notes) = (Vec::new(), Vec::new());
     let (mut last, mut before) = (Instant::now(), session.measured());
@@ -158,4 +169,181 @@ fn a_plan_that_gains_too_little_is_not_taken() {
     assert_eq!(run.replans.len(), 0);
     assert_eq!(run.notes.len(), 1, "{:?}", run.notes);
     assert!(run.notes[0].contains("not worth it"), "{:?}", run.notes);
+}
+
+/// Rates of a device that is slow and of drives that are not, so that saved tensors go to a drive.
+fn write_rates(path: &Path) {
+    let text = fs::read_to_string(quickstart().join("../machines/h200.json")).expect("rates");
+    let mut machine: Value = serde_json::from_str(&text).expect("JSON");
+    for (key, value) in [
+        ("cuda", json!(false)),
+        ("matmul_bf16", json!(1e8)),
+        ("matmul_f32", json!(1e8)),
+        ("op_overhead", json!(1e-3)),
+        ("device_memory", json!(1e9)),
+        ("copy_overhead", json!(1e-9)),
+        ("h2d", json!(1e12)),
+        ("d2h", json!(1e12)),
+        ("shared", json!([])),
+        (
+            "disk",
+            json!({"read": 1e13, "write": 1e13, "mixed": 2e13, "latency": 1e-9}),
+        ),
+    ] {
+        machine[key] = value;
+    }
+    fs::write(path, machine.to_string()).expect("written");
+}
+
+fn run_to(dir: &Path, output: &str, adaptive: bool) -> Settings {
+    let text = format!(
+        "
+model: {{path: {base}}}
+output: {output}
+threads: 1
+device: cpu
+budget: {{device: 2MiB, host: 128MiB, disk: 64MiB}}
+plan: {{adaptive: {adaptive}, offload: disk, machine: rates.json, min_gain: 0}}
+data: {{train: {train}, eval: {eval}, max_examples: 16}}
+train: {{steps: 70, micro_batch: 1, seq: 32, learning_rate: 1e-3}}
+eval: {{every_steps: 30}}
+checkpoint: {{every_steps: 40}}
+log: {{trace: false, tensorboard: false, report: false, every_steps: 1}}
+",
+        base = quickstart().join("base").display(),
+        train = quickstart().join("train.jsonl").display(),
+        eval = quickstart().join("eval.jsonl").display(),
+    );
+    let file = dir.join(format!("{output}.yaml"));
+    fs::write(&file, text).expect("written");
+    Settings::load(&file, &[]).expect("a valid run file")
+}
+
+struct Watcher<'a> {
+    requests: &'a Requests,
+    stop_after: u64,
+    replans: Vec<Replan>,
+    notes: Vec<String>,
+}
+
+impl Observer for Watcher<'_> {
+    fn detail(&mut self, text: &str) {
+        self.notes.push(text.to_owned());
+    }
+
+    fn step(&mut self, line: &StepLine) {
+        if line.step == self.stop_after {
+            self.requests.stop();
+        }
+    }
+
+    fn replanned(&mut self, replan: &Replan) {
+        self.replans.push(replan.clone());
+    }
+}
+
+/// A whole run finds another plan of which it is certain that it gains, and changes to it once. Its checkpoints, its
+/// evaluations and the run that goes on from where it stopped are those of a run with one plan.
+#[test]
+fn a_run_changes_its_plan_once_and_is_resumed_behind_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    write_rates(&dir.path().join("rates.json"));
+    // The device is a thousand times as fast as planned, and the drive a millionth.
+    let mut slowdown = AS_RATED;
+    slowdown[LaneKind::Gpu as usize] = 1e-3;
+    slowdown[LaneKind::Disk as usize] = 1e6;
+    let go = |output: &str, adaptive: bool, stop_after: u64| {
+        let requests = Requests::new();
+        let mut watcher = Watcher {
+            requests: &requests,
+            stop_after,
+            replans: Vec::new(),
+            notes: Vec::new(),
+        };
+        let run = run_to(dir.path(), output, adaptive);
+        let report = train_slowed(&run, &mut watcher, &requests, &slowdown).expect("trains");
+        (report, watcher.replans, watcher.notes)
+    };
+    let (_, none, _) = go("whole", false, u64::MAX);
+    assert!(none.is_empty());
+    let (stopped, replans, notes) = go("out", true, 50);
+    assert_eq!(replans.len(), 1, "{notes:?}");
+    let replan = &replans[0];
+    assert!((22..30).contains(&replan.step), "{}", replan.step);
+    assert!(replan.predicted_seconds < 0.5 * replan.predicted_seconds_before);
+    assert!(stopped.stopped && stopped.steps < 70);
+    assert_eq!(stopped.background.map(|b| b.checkpoints), Some(1));
+    assert_eq!(stopped.predicted_step_seconds, replan.predicted_seconds);
+    // Too few steps are left for another one.
+    let (report, replans, _) = go("out", true, u64::MAX);
+    assert_eq!((report.steps, replans.len()), (70, 0));
+    assert_eq!(report.part.after_step, stopped.steps);
+    let model = |output: &str| {
+        let path = dir.path().join(output).join("model/model.safetensors");
+        fs::read(path).expect("a model")
+    };
+    assert!(model("out") == model("whole"), "another model");
+    let lines = |output: &str| -> Vec<Value> {
+        let path = dir.path().join(output).join("metrics.jsonl");
+        let text = fs::read_to_string(path).expect("metrics");
+        let all = text.lines();
+        all.map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
+    };
+    let numbers = |output: &str| -> Vec<[String; 4]> {
+        let numbers =
+            |l: &Value| ["step", "loss", "grad_norm", "eval_loss"].map(|k| l[k].to_string());
+        let all = lines(output).into_iter().filter(|l| l["event"].is_null());
+        all.map(|l| numbers(&l)).collect()
+    };
+    assert_eq!(numbers("out"), numbers("whole"));
+    let events: Vec<Value> = lines("out");
+    let events = events.iter().filter(|l| l["event"] == "replan");
+    assert_eq!(events.count(), 1);
+}
+
+/// A plan that the device had no streams for is forgotten, and is not looked for again at once; planning that is under
+/// way ends with who asked for it.
+#[test]
+fn what_is_given_up_is_forgotten() {
+    let d = decoder(&llama(2, true), Dtype::Bf16, 1);
+    let machine = beside(1e9);
+    let mut plan = Plan::clone(&planned(&d, &spilled(&d), CLIP, &machine));
+    for tier in [Tier::Device, Tier::Host] {
+        plan.tiers[tier as usize].planned_bytes = plan.tier(tier).planned_bytes * 2;
+    }
+    let plan = Arc::new(plan);
+    let mut slowdown = AS_RATED;
+    slowdown[LaneKind::Disk as usize] = 1e3;
+    let new = |last: u64| {
+        let mut adaptive = Adaptive::new(&d, &plan, &machine, CLIP, Pins::default(), last);
+        adaptive.pretend(&slowdown);
+        adaptive
+    };
+    let none = Measured::default();
+    let step = |adaptive: &mut Adaptive, at: u64| {
+        let notes = adaptive.step(at, &none, 1.0);
+        assert_eq!(notes, None, "{at}");
+    };
+    let mut adaptive = new(1000);
+    (1..=23).for_each(|at| step(&mut adaptive, at));
+    assert!(
+        adaptive
+            .better()
+            .is_some_and(|better| better.hash() != plan.hash())
+    );
+    adaptive.give_up();
+    assert!(!adaptive.is_ready() && adaptive.take(23).is_none());
+    for at in 24..=150 {
+        step(&mut adaptive, at);
+        assert!(!adaptive.is_ready(), "{at}");
+    }
+    // Begun behind step 22, and dropped meanwhile.
+    let mut adaptive = new(1000);
+    (1..=22).for_each(|at| step(&mut adaptive, at));
+    drop(adaptive);
+    // None is begun where few steps are left.
+    let mut adaptive = new(40);
+    (1..=40).for_each(|at| step(&mut adaptive, at));
+    assert!(!adaptive.is_ready());
 }

@@ -47,8 +47,8 @@ fn lines(case: &Scratch, output: &str) -> Vec<Value> {
 }
 
 /// What another plan gains depends on what else the cores and the drive have to do: mostly a tenth to a third of a
-/// step, sometimes too little (`trainer/a_run_on_a_drive_that_is_slower_than_planned_plans_again_once` has a drive of
-/// which it is known). The bits are the same either way.
+/// step, sometimes too little. The bits are the same either way, and what is printed is what is written. A run that is
+/// certain to change its plan is `trainer/a_run_changes_its_plan_once_and_is_resumed_behind_it`.
 #[test]
 fn a_run_planned_at_wrong_rates_looks_for_another_plan_and_ends_in_the_same_bits() {
     let case = Scratch::bare();

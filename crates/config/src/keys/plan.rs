@@ -113,7 +113,9 @@ pub(super) const KEYS: &[Key] = &[
         doc: "Plan again while the run goes on, where its lanes work at other rates than it was planned with: where the \
               median of 20 steps has a lane busy for 10% longer or shorter, and another plan makes a step 2% shorter. \
               What stays from step to step keeps its place, and no more memory is taken than was reserved. At most \
-              once in 200 steps; on one GPU. Changes no result.",
+              once in 200 steps; on one GPU. Steps beside a checkpoint that is being written do not count, nor do two \
+              behind each checkpoint and evaluation: with those at every step or two nothing is found. Changes no \
+              result.",
         kind: Kind::Flag,
         default: Value("false"),
         elsewhere: &[],

@@ -1,6 +1,9 @@
 //! Plans again for a session that runs: what outlives a step stays where it is, what comes and goes is chosen anew,
 //! within the bytes that are reserved.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use lowtide_units::Seconds;
 use lowtide_workload::{LocalId, Unit, Workload};
 
@@ -36,12 +39,17 @@ impl Again {
 /// Plans again what a session runs by `old`, at the rates of the request's machine: everything that stays from step to
 /// step keeps its place, and so do the cut of the parameters and the rounds of the batch; what becomes of saved
 /// tensors and block inputs, how far copies run ahead and, of a batch in one round, the order of the loops are free.
-/// The bytes that `old` has reserved take the place of the request's budgets. `None`: nothing fits that was tried,
-/// which can be when copies take longer than before.
+/// The bytes that `old` has reserved take the place of the request's budgets. A step writes no more to the drives than
+/// [`Pins::writes`](super::Pins::writes) says, pinned or not. `None`: nothing fits that was tried, which can be when
+/// copies take longer than before; or `stop` was set meanwhile.
 ///
 /// # Errors
 /// [`PlanError::Wrong`]: our bug.
-pub fn plan_again(r: &Request<'_>, old: &Plan) -> Result<Option<Again>, PlanError> {
+pub fn plan_again(
+    r: &Request<'_>,
+    old: &Plan,
+    stop: &Arc<AtomicBool>,
+) -> Result<Option<Again>, PlanError> {
     let mut request = *r;
     let reserved = |tier| old.tier(tier).planned_bytes;
     request.budgets = Budgets {
@@ -50,24 +58,27 @@ pub fn plan_again(r: &Request<'_>, old: &Plan) -> Result<Option<Again>, PlanErro
         disk: reserved(Tier::Disk),
     };
     let held = &old.choice;
-    let pins = &mut request.pins;
-    let orders = match (pins.order, held.round) {
-        (None, 0) if r.workload.batch.accumulate > 1 && r.workload.sums() == 1 => {
+    let knobs = Knobs::new(&request, held.direct);
+    let seen = Seen {
+        stop: Some(Arc::clone(stop)),
+        ..Seen::default()
+    };
+    let orders = match (r.pins.order, held.round) {
+        (None, 0) if Search::new(request, &knobs, &seen).by_batch() => {
             vec![LoopOrder::LayerMajor, LoopOrder::BatchMajor]
         }
         _ => vec![held.order],
     };
+    let pins = &mut request.pins;
     pins.order = Some(held.order);
     pins.pieces = Some(held.pieces);
-    // No search moves what is pinned, nor counts what it writes as something that need not be.
+    // No search moves what is pinned.
     (pins.weights, pins.optimizer, pins.gradients) =
         (Some(Tier::Disk), Some(Tier::Disk), Some(Tier::Disk));
-    let (knobs, seen) = (
-        Knobs::new(&request, held.direct).holding(held),
-        Seen::default(),
-    );
+    let knobs = Knobs::new(&request, held.direct).holding(held);
     let search = Search::new(request, &knobs, &seen);
-    let Some(best) = search.again(held, &orders) else {
+    let best = search.again(held, &orders);
+    let Some(best) = best.filter(|_| !seen.stopped()) else {
         return Ok(None);
     };
     let budgets = Budgets {
@@ -83,6 +94,10 @@ pub fn plan_again(r: &Request<'_>, old: &Plan) -> Result<Option<Again>, PlanErro
     }
     check(&plan, r.workload, r.clip).map_err(PlanError::Wrong)?;
     replaces(old, &plan).map_err(PlanError::Wrong)?;
+    let written = plan.prediction.disk_bytes_written;
+    if r.pins.writes.is_some_and(|most| written > most) {
+        return Ok(None);
+    }
     let before = predict(old, r.workload, r.machine).step_seconds;
     Ok(Some(Again { plan, before }))
 }
@@ -121,7 +136,7 @@ impl Search<'_> {
     }
 
     fn candidate(&self, mix: Mix, choice: Choice) -> Option<Candidate> {
-        let fits = self.may_write(&choice) && self.holds_whole(&choice);
+        let fits = !self.seen.stopped() && self.may_write(&choice) && self.holds_whole(&choice);
         fits.then(|| {
             let seconds = self.seconds(&choice);
             Candidate {

@@ -1,5 +1,8 @@
 //! Planning again for a session that runs: what may change, what may not, and what it is worth.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use lowtide_units::Bytes;
 use lowtide_workload::Workload;
 
@@ -7,7 +10,7 @@ use super::again::plan_again;
 use super::{Pins, Request};
 use crate::build::build;
 use crate::check::replaces;
-use crate::choice::{Activations, Budgets, Choice, Clip, LoopOrder, Pieces, Saved};
+use crate::choice::{Activations, Ahead, Budgets, Choice, Clip, LoopOrder, Pieces, Saved};
 use crate::lanes::LaneKind;
 use crate::machine::Machine;
 use crate::plan::{Plan, Tier};
@@ -29,7 +32,7 @@ fn again(w: &Workload, m: &Machine, clip: Clip, pins: Pins, old: &Plan) -> Optio
         clip,
         pins,
     };
-    plan_again(&request, old).expect("what is found is right")
+    plan_again(&request, old, &Arc::default()).expect("what is found is right")
 }
 
 fn ways(plan: &Plan) -> [usize; 3] {
@@ -89,7 +92,7 @@ fn what_is_pinned_stays_and_no_more_is_written() {
         recompute: Some(u32::MAX),
         ..Pins::default()
     };
-    let again = by_hand(Saved::Recompute);
+    let again = with_room(by_hand(Saved::Recompute));
     let blocks = |plan: &Plan| plan.choice.saved.clone();
     assert_eq!(blocks(&with(0.01, all, &again)), blocks(&again));
     let most = again.prediction.disk_bytes_written;
@@ -97,7 +100,82 @@ fn what_is_pinned_stays_and_no_more_is_written() {
         writes: Some(most),
         ..Pins::default()
     };
-    assert!(with(0.01, few, &again).prediction.disk_bytes_written <= most);
+    // Also of what is pinned to the drives.
+    let pinned = Pins {
+        offload: Some(Tier::Disk),
+        ..few
+    };
+    let inputs = Pins {
+        inputs: Some(Tier::Host),
+        ..pinned
+    };
+    for pins in [few, pinned, inputs] {
+        let found = with(0.01, pins, &again);
+        assert!(found.prediction.disk_bytes_written <= most, "{pins:?}");
+    }
+    let unbounded = Pins {
+        writes: None,
+        ..pinned
+    };
+    let found = with(0.01, unbounded, &again);
+    assert!(found.prediction.disk_bytes_written > most);
+}
+
+/// What nobody waits for any more ends at once, and finds nothing.
+#[test]
+fn a_stop_ends_the_planning() {
+    let (w, m) = (workload(3, 2), dear());
+    let old = build(
+        &w,
+        &mixed(&w, Saved::Disk),
+        Clip::Exact,
+        Budgets::UNLIMITED,
+        &m,
+    );
+    let request = Request {
+        workload: &w,
+        machine: &at(&m, LaneKind::Disk, 100.0),
+        budgets: Budgets::UNLIMITED,
+        clip: Clip::Exact,
+        pins: Pins::default(),
+    };
+    let with = |stop| plan_again(&request, &old, &Arc::new(AtomicBool::new(stop))).expect("right");
+    assert!(with(false).is_some_and(|again| again.gain() > 0.02));
+    assert!(with(true).is_none());
+}
+
+/// All blocks for one micro-batch after the other are tried where every search tries them: of many micro-batches that
+/// is a long plan.
+#[test]
+fn of_many_micro_batches_the_order_stays() {
+    let m = crate::testing::machine();
+    for (accumulate, free) in [(4, true), (9, false)] {
+        let w = workload(2, accumulate);
+        let mut c = Choice::resident(&w);
+        // Room on the device for what one micro-batch stores, and not for that of all.
+        c.order = LoopOrder::BatchMajor;
+        let of = |c: &Choice| build(&w, c, Clip::Exact, Budgets::UNLIMITED, &m);
+        let room = of(&c).tier(Tier::Device).planned_bytes;
+        c.order = LoopOrder::LayerMajor;
+        c.saved.iter_mut().for_each(|s| s.fill(Saved::Disk));
+        (c.inputs, c.ahead) = (Tier::Disk, Ahead::NONE);
+        let mut old = of(&c);
+        let planned = &mut old.tiers[Tier::Device as usize].planned_bytes;
+        *planned = room.max(*planned);
+        let slow = at(&m, LaneKind::Disk, 1000.0);
+        let found = again(&w, &slow, Clip::Exact, Pins::default(), &old).expect("what runs fits");
+        let by_batch = found.plan.choice.order == LoopOrder::BatchMajor;
+        assert_eq!(by_batch, free, "{accumulate}: {:?}", found.plan.choice);
+    }
+}
+
+/// With room for what another plan has elsewhere.
+fn with_room(mut plan: Plan) -> Plan {
+    for tier in Tier::ALL {
+        let planned = &mut plan.tiers[tier as usize].planned_bytes;
+        *planned = Bytes(4 * planned.0.max(1 << 20));
+    }
+    plan
 }
 
 /// A choice with some of everything, by hand.

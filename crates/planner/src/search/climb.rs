@@ -235,7 +235,8 @@ impl Climb<'_, '_> {
     }
 
     fn spent(&self) -> bool {
-        self.search.seen.work.get() >= self.limit
+        let seen = self.search.seen;
+        seen.stopped() || seen.work.get() >= self.limit
     }
 
     fn fill(&mut self, mix: &Mix, count: Count) -> bool {

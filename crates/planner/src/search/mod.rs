@@ -13,6 +13,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::Workload;
@@ -173,6 +174,8 @@ struct Seen {
     work: Cell<u64>,
     /// Where that count ends the looking for how much of a knob fits; zero: nowhere.
     limit: Cell<u64>,
+    /// Set from outside: nobody waits for what is found any more.
+    stop: Option<Arc<AtomicBool>>,
     /// The newest draft that fits; likely to be timed next.
     newest: RefCell<Option<(Choice, Draft, Layout)>>,
 }
@@ -343,9 +346,15 @@ impl Seen {
         shared.or_else(|| of(&self.own.borrow()).get(choice).copied())
     }
 
+    /// Whether nobody waits for what is found.
+    fn stopped(&self) -> bool {
+        let stop = self.stop.as_ref();
+        stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+    }
+
     /// Whether the work is done that may be done.
     fn exhausted(&self) -> bool {
-        (1..=self.work.get()).contains(&self.limit.get())
+        self.stopped() || (1..=self.work.get()).contains(&self.limit.get())
     }
 
     /// Everything that is known, for others to know.
@@ -479,6 +488,10 @@ impl Search<'_> {
         let Some(most) = pins.writes else {
             return true;
         };
+        if self.knobs.held.is_some() {
+            // Whoever pinned what a step writes counts on the plan that runs.
+            return self.size(choice).written <= most.0;
+        }
         let disk = Some(Tier::Disk);
         let moved = choice.saved.iter().flatten().any(|&s| s == Saved::Disk);
         let saved = moved && pins.offload.is_none();

@@ -179,7 +179,7 @@ pub(super) fn open<'a>(
             writes: Some(plan.prediction.disk_bytes_written),
             ..start.pins(run)
         };
-        Adaptive::new(decoder, plan, machine, clip.mode, pins)
+        Adaptive::new(decoder, plan, machine, clip.mode, pins, total)
     });
     if adaptive.is_some() {
         observer
