@@ -512,8 +512,11 @@ fn model_advice(e: &ModelError) -> Vec<String> {
             "let `train.freeze` name both, or neither: queries, keys and values are one matrix here, so are gate \
              and up and all experts of a block, and a norm's weight and bias one kernel's"
         }
+        ModelError::NoEffect { .. } => {
+            "leave the group out of `optimizer.groups`, or let it stand before the others"
+        }
         ModelError::Split { .. } => {
-            "let one group of `optimizer.groups` name both: queries, keys and values are one matrix here, so are gate \
+            "name both in the same group of `optimizer.groups`, or neither: queries, keys and values are one matrix here, so are gate \
              and up and all experts of a block"
         }
         ModelError::NothingProjected { shorter: 0, .. } => "freeze less, or leave out `strategy`",

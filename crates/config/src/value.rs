@@ -334,7 +334,7 @@ fn group(key: &str, node: &Node) -> Result<Group, ConfigError> {
     };
     let (learning_rate, weight_decay) = (number(rate), number(decay));
     if learning_rate.or(weight_decay).is_none() {
-        return Err(lacks(key, node, "learning_rate"));
+        return Err(lacks(key, node, "learning_rate' or 'weight_decay"));
     }
     Ok(Group {
         names,

@@ -143,7 +143,7 @@ fn values_of_another_type_name_place_key_and_what_is_allowed() {
         ),
         (
             "optimizer: {groups: [{match: a}]}",
-            "run.yaml:2:22: 'optimizer.groups[0]' needs 'learning_rate'",
+            "run.yaml:2:22: 'optimizer.groups[0]' needs 'learning_rate' or 'weight_decay'",
         ),
         (
             "optimizer: {groups: [{learning_rate: 0.1}]}",

@@ -90,6 +90,14 @@ pub enum ModelError {
         /// The first that is of another group.
         other: String,
     },
+    /// A group of tensors with settings of their own of which none is trained by them.
+    #[error(
+        "the group of {names} decides nothing: these tensors are frozen, or in a group before it"
+    )]
+    NoEffect {
+        /// The group's patterns.
+        names: String,
+    },
     /// Every parameter is frozen.
     #[error("every parameter is frozen: there is nothing to train")]
     NothingTrained,

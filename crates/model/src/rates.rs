@@ -1,6 +1,6 @@
 //! Which parameters have a learning rate or a decay of their own, from patterns of names.
 
-use lowtide_workload::ModelShape;
+use lowtide_workload::{ModelShape, ParamId};
 
 use crate::ModelError;
 use crate::frozen::{covers, known};
@@ -33,11 +33,16 @@ impl Default for Rate {
     }
 }
 
-/// Whether every pattern names a tensor of a model, and tensors that are fused in one parameter are of one group.
+/// Whether every pattern names a tensor of a model, tensors that are fused in one parameter are of one group, and each
+/// group decides something: of a tensor that is trained it is the first.
 ///
 /// # Errors
-/// [`ModelError::NothingLike`], [`ModelError::Split`].
-pub fn check_rates(shape: &ModelShape, groups: &[RateGroup]) -> Result<(), ModelError> {
+/// [`ModelError::NothingLike`], [`ModelError::Split`], [`ModelError::NoEffect`].
+pub fn check_rates(
+    shape: &ModelShape,
+    groups: &[RateGroup],
+    frozen: &[ParamId],
+) -> Result<(), ModelError> {
     if groups.is_empty() {
         return Ok(());
     }
@@ -53,15 +58,22 @@ pub fn check_rates(shape: &ModelShape, groups: &[RateGroup]) -> Result<(), Model
             });
         }
     }
-    Ok(())
+    let all = (0..).map(ParamId).zip(groups_of(shape, groups));
+    let used: Vec<Option<usize>> = all
+        .filter(|(p, _)| !frozen.contains(p))
+        .map(|(_, group)| group)
+        .collect();
+    match (0..groups.len()).find(|&g| !used.contains(&Some(g))) {
+        None => Ok(()),
+        Some(g) => Err(ModelError::NoEffect {
+            names: groups[g].names.join(", "),
+        }),
+    }
 }
 
-/// Every parameter's rate: that of its first tensor.
-pub(crate) fn rates(shape: &ModelShape, groups: &[RateGroup]) -> Vec<Rate> {
-    let of = |spec: &Spec| {
-        let group = spec.parts.first().and_then(|p| group_of(groups, &p.0));
-        group.map_or_else(Rate::default, |g| groups[g].rate)
-    };
+/// Of each parameter the group that its first tensor is in.
+pub(crate) fn groups_of(shape: &ModelShape, groups: &[RateGroup]) -> Vec<Option<usize>> {
+    let of = |spec: &Spec| spec.parts.first().and_then(|p| group_of(groups, &p.0));
     specs(shape).iter().map(of).collect()
 }
 
@@ -93,23 +105,23 @@ mod tests {
             group(&["model.layers.0", "*norm*"], 0.5),
             group(&["model.layers"], 2.0),
         ];
-        check_rates(&shape, &groups).expect("names of tensors");
-        let rates = rates(&shape, &groups);
-        for (rate, spec) in rates.iter().zip(specs(&shape).iter()) {
+        check_rates(&shape, &groups, &[]).expect("names of tensors");
+        let of = groups_of(&shape, &groups);
+        for (group, spec) in of.iter().zip(specs(&shape).iter()) {
             let name = &spec.parts[0].0;
             let want = match name {
-                n if n.starts_with("model.layers.0.") || n.contains("norm") => 0.5,
-                n if n.starts_with("model.layers.") => 2.0,
-                _ => 1.0,
+                n if n.starts_with("model.layers.0.") || n.contains("norm") => Some(0),
+                n if n.starts_with("model.layers.") => Some(1),
+                _ => None,
             };
-            assert_eq!(rate.share, want, "{name}");
+            assert_eq!(*group, want, "{name}");
         }
     }
 
     #[test]
     fn names_of_nothing_and_halves_of_one_matrix_are_refused() {
         let shape = ModelShape::builtin("qwen2.5-0.5b").expect("built in");
-        let with = |name| check_rates(&shape, &[group(&[name], 0.5)]);
+        let with = |name| check_rates(&shape, &[group(&[name], 0.5)], &[]);
         assert!(matches!(
             with("model.layer"),
             Err(ModelError::NothingLike { .. })
@@ -121,5 +133,23 @@ mod tests {
             );
         }
         assert!(with("*.down_proj").is_ok());
+    }
+
+    #[test]
+    fn a_group_that_decides_nothing_is_refused() {
+        let shape = ModelShape::builtin("qwen2.5-0.5b").expect("built in");
+        let table = group(&["model.embed_tokens"], 0.5);
+        let later = group(&["model.embed_*"], 2.0);
+        for (groups, frozen) in [
+            (vec![table.clone()], vec![ParamId(0)]),
+            (vec![table.clone(), later], Vec::new()),
+        ] {
+            let checked = check_rates(&shape, &groups, &frozen);
+            assert!(
+                matches!(checked, Err(ModelError::NoEffect { .. })),
+                "{checked:?}"
+            );
+        }
+        assert!(check_rates(&shape, &[table], &[ParamId(1)]).is_ok());
     }
 }

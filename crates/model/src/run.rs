@@ -31,7 +31,7 @@ use crate::describe::kind::{Kind, Local, Sizes};
 use crate::describe::{Built, Decoding, Options, Phase, UnitKinds, build, build_decoding};
 use crate::lsp::learn::{NotFinite, learned};
 use crate::lsp::{Layout, Merged};
-use crate::rates::{Rate, RateGroup, rates};
+use crate::rates::{Rate, RateGroup, groups_of};
 use crate::rope::angles;
 use crate::weights::Drawn;
 
@@ -47,8 +47,10 @@ pub struct Decoder {
     local_rope: Option<Table>,
     shape: ModelShape,
     decoding: Option<Decoding>,
-    /// By parameter; empty where all are updated alike.
-    rates: Vec<Rate>,
+    /// Tensors that are updated with settings of their own.
+    groups: Vec<RateGroup>,
+    /// Of each parameter, which of these has it; empty where none has any.
+    group_of: Vec<Option<usize>>,
 }
 
 /// How much of a step of decoding holds anything: its first rows, and of these the first ones give logits.
@@ -158,7 +160,8 @@ impl Decoder {
             layout: built.layout,
             rope,
             local_rope,
-            rates: Vec::new(),
+            groups: Vec::new(),
+            group_of: Vec::new(),
             shape: shape.clone(),
             decoding: None,
         }
@@ -200,14 +203,22 @@ impl Decoder {
     /// holds. Nothing of its workload depends on it. Not for training in subspaces, whose parameters are others.
     #[must_use]
     pub fn rates(mut self, groups: &[RateGroup]) -> Self {
-        self.rates = rates(&self.shape, groups);
+        self.group_of = groups_of(&self.shape, groups);
+        self.groups = groups.to_vec();
         self
+    }
+
+    /// Which group of [`Self::rates`] a parameter is in.
+    #[must_use]
+    pub fn group(&self, p: ParamId) -> Option<usize> {
+        self.group_of.get(p.0 as usize).copied().flatten()
     }
 
     /// How a parameter's update differs from the others'.
     #[must_use]
     pub fn rate(&self, p: ParamId) -> Rate {
-        self.rates.get(p.0 as usize).copied().unwrap_or_default()
+        self.group(p)
+            .map_or_else(Rate::default, |g| self.groups[g].rate)
     }
 
     #[cfg(test)]

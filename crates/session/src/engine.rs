@@ -510,7 +510,7 @@ impl lowtide_executor::Engine for Engine {
     }
 }
 
-/// A piece's segments once for each rate that some of them have: those of the others are not updated then.
+/// For each rate in a piece, all its segments; only those of that rate are marked as updated.
 fn by_rate(
     segments: &[update::Segment],
     of: impl Fn(&update::Segment) -> Rate,

@@ -39,7 +39,7 @@ pub struct Inputs {
     pub eval: Option<Arc<Packed>>,
     /// What was counted, for people.
     pub notes: Vec<String>,
-    /// What those want to know who look inside.
+    /// Details, for those who look inside.
     pub details: Vec<String>,
 }
 

@@ -29,7 +29,7 @@ pub struct Judging<'a> {
     stacks: bool,
     /// What was counted, for people.
     pub notes: Vec<String>,
-    /// What those want to know who look inside.
+    /// Details, for those who look inside.
     pub details: Vec<String>,
 }
 

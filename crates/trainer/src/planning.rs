@@ -198,9 +198,10 @@ pub fn options_of(
         let what = "trained with noise on its embeddings (train.neftune_alpha)";
         return Err(ModelError::StacksLack { what }.into());
     }
-    check_rates(shape, &rates_of(run))?;
+    let frozen = lowtide_model::frozen(shape, &run.train.freeze, &run.train.unfreeze)?;
+    check_rates(shape, &rates_of(run), &frozen)?;
     Ok(Options {
-        frozen: lowtide_model::frozen(shape, &run.train.freeze, &run.train.unfreeze)?,
+        frozen,
         lsp: run.lsp,
         precision: run.precision,
         gradient: run.train.gradient,

@@ -7,7 +7,7 @@ use lowtide_device::cuda::Gpu;
 use lowtide_kernels::update::Hyper;
 use lowtide_model::{Decoder, Rate, RateGroup};
 use lowtide_planner::{Choice, Clip, Tier};
-use lowtide_workload::{Dtype, Moments, Optimizer, OptimizerName, ParamId};
+use lowtide_workload::{Dtype, Moments, Optimizer, OptimizerName};
 
 use crate::common::{
     batch, checked, choice, decoder_alone, devices, hyper, llama, open, quick_on, train,
@@ -141,8 +141,22 @@ fn rates_of_groups_give_the_same_bits_everywhere() {
     }
 }
 
+/// Each rank updates its share of every tensor: the bits of one process, whose gradients add up in the same tree.
 #[test]
-fn without_groups_every_rate_is_the_run_s() {
-    let d = decoder(None, Dtype::Bf16, Optimizer::default(), &[]);
-    assert!((0..99).all(|p| d.rate(ParamId(p)) == Rate::default()));
+fn shares_of_ranks_have_their_tensors_rates() {
+    let of = |ranks: u32| {
+        let plain: (&[&str], _) = (&[], None);
+        let shape = llama(2, true);
+        let (optimizer, accumulate) = (Optimizer::default(), 2 / ranks);
+        let one = decoder_alone(None, &shape, Dtype::Bf16, optimizer, plain, accumulate);
+        let d = Arc::new(one.of_ranks(ranks).in_a_tree(2).rates(&groups()));
+        let plan = checked(
+            &d,
+            &choice(&d, Tier::Host, Tier::Host, Tier::Host),
+            Clip::Exact,
+        );
+        let mut session = open(&d, &plan, Clip::Exact, quick_on(None, true));
+        train(&mut session, 3, 2)
+    };
+    assert_eq!(of(2), of(1));
 }

@@ -163,6 +163,22 @@ fn a_branch_that_has_saved_goes_on_from_what_it_saved() {
     );
     assert_ne!(result(&t, "out"), want);
     assert!(t.at("out/checkpoints/step-00000040.left-2").exists());
+    // So it is with other groups of tensors, each time anew.
+    let t = copy(&s);
+    let first = "optimizer.groups={match: '*norm*', weight_decay: 0.5}";
+    t.train(&[branch()[0], first])
+        .refused(&["optimizer.groups", "checkpoint.change=[optimizer.groups]"]);
+    let mut results = Vec::new();
+    for groups in [
+        first,
+        "optimizer.groups={match: '*norm*', weight_decay: 0.25}",
+    ] {
+        let ended = t.train(&[branch()[0], groups, "checkpoint.change=optimizer.groups"]);
+        let resumed = format!("resumed from {} after step 20", t.at(NAMED).display());
+        note(&ended, &[&resumed, "optimizer.groups: null -> [["]);
+        results.push(result(&t, "out"));
+    }
+    assert_ne!(results[0], results[1]);
     // The branch's own checkpoint is gone: a start by itself misses it; one that names where to begin begins there
     // again.
     let t = copy(&s);

@@ -65,9 +65,6 @@ fn settings(run: &Run) -> u32 {
         train.remove("freeze");
         train.remove("unfreeze");
     }
-    if let Some(optimizer) = key["optimizer"].as_object_mut() {
-        optimizer.remove("groups");
-    }
     let said = json!([key, data]);
     crc32c::crc32c(said.to_string().as_bytes())
 }

@@ -24,12 +24,13 @@ pub(super) fn changes(
     for (part, theirs, ours) in differences(&state.numerics, ours) {
         let one_side = theirs.is_null() || ours.is_null();
         let Some(key) = named.iter().find(|k| may_change(k, &part, one_side)) else {
+            let [theirs, ours] = brief(&theirs, &ours);
             return Err(TrainError::OtherRun {
                 path: path.to_owned(),
                 may_change: keys_that_change(&part).next(),
                 key: part,
-                theirs: brief(&theirs),
-                ours: brief(&ours),
+                theirs,
+                ours,
             });
         };
         changes.push(Change {
@@ -43,14 +44,27 @@ pub(super) fn changes(
     Ok(changes)
 }
 
-/// A value for a line: names of tensors are as many as a model has.
-fn brief(value: &Value) -> String {
+/// Two values that differ, for a line: names of tensors are as many as a model has. Of long ones what comes before the
+/// difference is left out, and what is far behind it.
+fn brief(a: &Value, b: &Value) -> [String; 2] {
     const MOST: usize = 200;
-    let text = value.to_string();
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{} ...", &text[..end]),
-        None => text,
+    const BEFORE: usize = 60;
+    let texts = [a.to_string(), b.to_string()];
+    if texts.iter().all(|text| text.chars().count() <= MOST) {
+        return texts;
     }
+    let alike = texts[0].chars().zip(texts[1].chars());
+    let from = alike.take_while(|(x, y)| x == y).count();
+    let from = from.saturating_sub(BEFORE);
+    texts.map(|text| {
+        let part: String = text.chars().skip(from).take(MOST).collect();
+        let before = if from > 0 { "... " } else { "" };
+        let after = match text.chars().nth(from + MOST) {
+            Some(_) => " ...",
+            None => "",
+        };
+        format!("{before}{part}{after}")
+    })
 }
 
 impl Fit<'_> {
@@ -58,11 +72,10 @@ impl Fit<'_> {
     pub(super) fn change(&mut self, changes: Vec<Change>) {
         let step = self.state.step;
         for c in &changes {
+            let [from, to] = brief(&c.from, &c.to);
+            let name = c.name();
             self.observer.note(&format!(
-                "changed after step {step}: {}: {} -> {}",
-                c.name(),
-                brief(&c.from),
-                brief(&c.to)
+                "changed after step {step}: {name}: {from} -> {to}"
             ));
         }
         let of_rate =
@@ -88,12 +101,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_values_are_cut_between_characters() {
-        assert_eq!(brief(&json!(1.5)), "1.5");
-        let long = brief(&json!(vec!["größer"; 99]));
+    fn long_values_show_where_they_differ() {
+        assert_eq!(brief(&json!(1.5), &json!(null)), ["1.5", "null"]);
+        let names = |n: usize| json!(vec!["größer"; n]);
+        let [a, b] = brief(&names(99), &names(98));
+        assert_ne!(a, b);
+        for text in [&a, &b] {
+            assert!(
+                text.starts_with("... ") && text.chars().count() < 209,
+                "{text}"
+            );
+        }
+        let mut other = vec!["größer"; 99];
+        other[0] = "kleiner";
+        let [a, b] = brief(&names(99), &json!(other));
         assert!(
-            long.chars().count() == 204 && long.ends_with(" ..."),
-            "{long}"
+            a.starts_with("[\"größer") && b.starts_with("[\"kleiner"),
+            "{a} {b}"
         );
+        assert!(a.ends_with(" ..."), "{a}");
     }
 }

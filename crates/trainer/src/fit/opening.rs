@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lowtide_config::{Length, Run};
 use lowtide_data::{BatchShape, Batches, Packed, Rows, Tokenizer};
 use lowtide_executor::Trace;
-use lowtide_model::{Decoder, Rate};
+use lowtide_model::Decoder;
 use lowtide_planner::{Pins, Plan};
 use lowtide_session::{Requests, Totals};
 use lowtide_units::Bytes;
@@ -439,14 +439,12 @@ fn numerics_of(run: &Run, device: &Device, decoder: &Decoder, train: &Rows) -> V
         && optimizer.remove("groups").is_some()
     {
         let own = params.pairs().filter(|(_, p)| !p.frozen);
-        let own = own.map(|(i, p)| (&p.name, decoder.rate(i)));
-        let own = own.filter(|(_, rate)| *rate != Rate::default());
+        let own =
+            own.filter_map(|(i, p)| Some((&p.name, &run.optimizer.groups[decoder.group(i)?])));
         let own: Vec<_> = own
-            .map(|(name, rate)| json!([name, rate.share, rate.weight_decay]))
+            .map(|(name, group)| json!([name, group.learning_rate, group.weight_decay]))
             .collect();
-        if !own.is_empty() {
-            optimizer.insert("groups".to_owned(), json!(own));
-        }
+        optimizer.insert("groups".to_owned(), json!(own));
     }
     key["shape"] = json!(decoder.shape());
     key["data"]["fingerprint"] = json!(format!("{:016x}", train.fingerprint()));
