@@ -115,12 +115,14 @@ pub fn probe(
         together,
         ..machine
     };
-    if let (Some(gpu), Some(disk), true) = (&options.gpu, &mut machine.disk, options.direct) {
-        match direct_rates(gpu, &options.drives, options.seconds) {
+    if let (Some(gpu), Some(disk)) = (&options.gpu, &mut machine.disk) {
+        let found = match options.direct {
+            true => direct_rates(gpu, &options.drives, options.seconds).map_err(|e| short(&e)),
+            false => Err("plan.direct is never".to_owned()),
+        };
+        match found {
             Ok(direct) => disk.direct = Some(direct),
-            Err(why) => {
-                machine.note += &format!("; drives and GPU through the host: {}", short(&why))
-            }
+            Err(why) => machine.note += &format!("; drives and GPU through the host: {why}"),
         }
     }
     if let Some(disk) = &machine.disk {

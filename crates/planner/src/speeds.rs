@@ -77,7 +77,7 @@ impl Speeds {
         let mut speeds = self.of(set);
         for lane in [Lane::DISK_READ, Lane::DISK_WRITE] {
             if direct(lane) {
-                speeds[lane] *= self.direct(lane, set);
+                speeds[lane] = (speeds[lane] * self.direct(lane, set)).min(1.0);
             }
         }
         speeds

@@ -343,7 +343,7 @@ fn a_gpu_that_drives_do_not_reach_refuses_such_a_plan() {
                     let codes = ["error 5001 ", "error 5007 ", "error 5008 ", "error 5009 "];
                     call.starts_with("cuFile") && codes.iter().any(|code| what.starts_with(code))
                 }
-                NoDirect::Compatibility | NoDirect::Unsupported => true,
+                NoDirect::Compatibility | NoDirect::Unsupported | NoDirect::NoWay => true,
                 // A file system without direct I/O.
                 NoDirect::Tier(e) => matches!(e, TierError::Backend { .. }),
                 NoDirect::Cuda(_) | NoDirect::Changed { .. } => false,

@@ -10,12 +10,11 @@
 //! the driver is open. A configuration file would do the same of older ones, but is named by a variable of the
 //! environment, which a process with threads must not set. Declarations follow NVIDIA's public documentation of cuFile.
 
-use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -42,6 +41,9 @@ pub enum NoDirect {
     /// It was asked not to, and would copy through the host all the same.
     #[error("cuFile keeps its compatibility mode on, which copies through host memory")]
     Compatibility,
+    /// The library was not opened: nothing is there that it could use.
+    #[error("nvidia-fs is not loaded, and cufile.json does not ask for use_pci_p2pdma")]
+    NoWay,
     /// Neither nvidia-fs nor the kernel's peer-to-peer transfers are there.
     #[error("cuFile supports no drive and no file system of this machine")]
     Unsupported,
@@ -105,15 +107,12 @@ const PEER_TO_PEER: c_uint = 1 << 4;
 /// Parameters of the library that are true or false.
 const ALLOW_COMPATIBILITY: c_int = 1;
 const FORCE_COMPATIBILITY: c_int = 2;
-/// Of its parameters that are texts: the folder of its log, `cufile.log`.
-const LOG_DIR: c_int = 2;
 
 functions! {
     /// cuFile, and the functions of it that are called.
     Cufile {
         fn cuFileSetParameterBool(parameter: c_int, value: bool) -> Status;
         fn cuFileGetParameterBool(parameter: c_int, value: *mut bool) -> Status;
-        fn cuFileSetParameterString(parameter: c_int, value: *const c_char) -> Status;
         fn cuFileDriverOpen() -> Status;
         fn cuFileDriverGetProperties(properties: *mut Properties) -> Status;
         fn cuFileHandleRegister(handle: *mut Handle, of: *mut Descriptor) -> Status;
@@ -156,14 +155,9 @@ fn ok(call: &'static str, status: Status) -> Result<(), CudaError> {
 }
 
 impl Cufile {
-    /// Turns compatibility mode off and opens the driver, which writes its log into a folder; refused where the mode
-    /// stays on, or nothing is supported. Returns how many bytes of GPUs may be registered.
-    fn start(&self, log: &Path) -> Result<Bytes, NoDirect> {
-        let folder = CString::new(log.as_os_str().as_bytes()).unwrap_or_default();
-        // SAFETY: a text that ends in zero; the library copies it.
-        ok("cuFileSetParameterString", unsafe {
-            (self.cuFileSetParameterString)(LOG_DIR, folder.as_ptr())
-        })?;
+    /// Turns compatibility mode off and opens the driver; refused where the mode stays on, or nothing is supported.
+    /// Returns how many bytes of GPUs may be registered.
+    fn start(&self) -> Result<Bytes, NoDirect> {
         let modes = [ALLOW_COMPATIBILITY, FORCE_COMPATIBILITY];
         for mode in modes {
             // SAFETY: the signature of NVIDIA's documentation.
@@ -201,18 +195,34 @@ impl Cufile {
     fn started() -> Result<(&'static Self, Bytes), NoDirect> {
         static STARTED: OnceLock<Result<Bytes, NoDirect>> = OnceLock::new();
         let library = Self::get()?;
-        let most = STARTED
-            .get_or_init(|| library.start(&log_folder()))
-            .clone()?;
+        let start = || match has_a_way() {
+            true => library.start(),
+            false => Err(NoDirect::NoWay),
+        };
+        let most = STARTED.get_or_init(start).clone()?;
         Ok((library, most))
     }
 }
 
-/// Where the library's log goes, which it else writes to wherever the process was started: beside what lowtide keeps
-/// in the user's cache, else the system's folder for temporary files.
-fn log_folder() -> PathBuf {
-    let cache = super::module::cache_folder().filter(|dir| std::fs::create_dir_all(dir).is_ok());
-    cache.unwrap_or_else(std::env::temp_dir)
+/// Whether anything could carry bytes past the host: nvidia-fs is loaded, or the library is told to use the kernel's
+/// peer-to-peer transfers. Looked at before the library's driver is opened, because where neither is there opening it
+/// leaves a `cufile.log` wherever the process was started, which only the environment of the process can change.
+fn has_a_way() -> bool {
+    let settings = std::env::var_os("CUFILE_ENV_PATH_JSON").map(PathBuf::from);
+    let settings = settings.unwrap_or_else(|| PathBuf::from("/etc/cufile.json"));
+    Path::new("/proc/driver/nvidia-fs").exists()
+        || std::env::var("CUFILE_USE_PCIP2PDMA").is_ok_and(|on| on.eq_ignore_ascii_case("true"))
+        || std::fs::read_to_string(settings).is_ok_and(|text| asks_for_peers(&text))
+}
+
+/// Whether a `cufile.json` asks for peer-to-peer transfers. The library's own reader allows comments, so this looks
+/// for the line.
+fn asks_for_peers(settings: &str) -> bool {
+    settings.lines().any(|line| {
+        let line = line.split("//").next().unwrap_or_default();
+        let value = line.split_once("\"use_pci_p2pdma\"").map(|(_, rest)| rest);
+        value.is_some_and(|v| v.trim_start_matches([' ', '\t', ':']).starts_with("true"))
+    })
 }
 
 /// The memory of a GPU and the state files of a disk, registered with cuFile: how the drives reach that memory.

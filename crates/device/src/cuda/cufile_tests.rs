@@ -37,13 +37,11 @@ typedef struct {
 } Props;
 enum { DIRECT, COMPATIBLE, FORCED, NOTHING, PEER, NO_DRIVER, NO_FILE, NO_MEMORY, LIES, SHORT };
 static int mode, direct, opened, handles, buffers, calls;
-static char log_dir[4096];
 static bool parameter[12];
 static const void *base_of; static size_t length;
 void stub_mode(int m, int d) {
-    mode = m; direct = d; opened = calls = 0; log_dir[0] = 0; parameter[1] = parameter[2] = true;
+    mode = m; direct = d; opened = calls = 0; parameter[1] = parameter[2] = true;
 }
-const char *stub_log(void) { return log_dir; }
 int stub_registered(void) { return handles * 100 + buffers; }
 static Error e(int code) { Error error = { code, 0 }; return error; }
 Error cuFileSetParameterBool(int p, bool v) {
@@ -52,11 +50,6 @@ Error cuFileSetParameterBool(int p, bool v) {
     return e(0);
 }
 Error cuFileGetParameterBool(int p, bool *v) { *v = parameter[p]; return e(0); }
-Error cuFileSetParameterString(int p, const char *v) {
-    if (opened || p != 2 || strlen(v) >= sizeof log_dir) return e(5022);
-    strcpy(log_dir, v);
-    return e(0);
-}
 Error cuFileDriverOpen(void) { if (mode == NO_DRIVER) return e(5001); opened = 1; return e(0); }
 Error cuFileDriverGetProperties(Props *p) {
     memset(p, 0, sizeof *p);
@@ -99,7 +92,6 @@ ssize_t cuFileWrite(void *h, const void *b, size_t n, off_t at, off_t off) { ret
 struct Stub {
     library: &'static Cufile,
     mode: unsafe extern "C" fn(c_int, c_int),
-    log: unsafe extern "C" fn() -> *const c_char,
     registered: unsafe extern "C" fn() -> c_int,
 }
 
@@ -117,11 +109,9 @@ fn stub(dir: &Path) -> Option<Stub> {
     // SAFETY: the library above, which does nothing when it is loaded.
     let lib = unsafe { libloading::Library::new(&file) }.expect("it loads");
     // SAFETY: the types are those of the source above.
-    let (mode, log, registered) = unsafe {
+    let (mode, registered) = unsafe {
         (
             *lib.get::<unsafe extern "C" fn(c_int, c_int)>(b"stub_mode\0")
-                .expect("there"),
-            *lib.get::<unsafe extern "C" fn() -> *const c_char>(b"stub_log\0")
                 .expect("there"),
             *lib.get::<unsafe extern "C" fn() -> c_int>(b"stub_registered\0")
                 .expect("there"),
@@ -131,7 +121,6 @@ fn stub(dir: &Path) -> Option<Stub> {
     Some(Stub {
         library: Box::leak(Box::new(library)),
         mode,
-        log,
         registered,
     })
 }
@@ -157,12 +146,9 @@ impl Stub {
             }
             files => files?,
         };
-        let most = self.library.start(dir)?;
+        let most = self.library.start()?;
         // Of 32 GiB, less 128 MiB.
         assert_eq!(most, Bytes((32 << 30) - (128 << 20)));
-        // SAFETY: the stub's text, which lasts.
-        let log = unsafe { std::ffi::CStr::from_ptr((self.log)()) };
-        assert_eq!(log.to_bytes(), dir.as_os_str().as_bytes());
         // The host's memory stands in for a device's.
         let mut device = Memory::new(Arena::new(Bytes(256 << 10), Fill::Zero)?);
         let base = device.arena().base().expose_provenance() as u64;
@@ -223,5 +209,21 @@ fn cufile_is_used_only_where_it_passes_no_host_memory() {
         let why = stub.detected(mode, dir.path()).expect_err("it bounces");
         assert!(why.to_string().contains(words), "{mode:?}: {why}");
         assert_eq!(registered(), 0, "{mode:?}");
+    }
+}
+
+#[test]
+fn settings_ask_for_transfers_between_peers_or_not() {
+    for (settings, want) in [
+        (
+            "{ \"properties\": {\n  \"use_pci_p2pdma\": true,\n} }",
+            true,
+        ),
+        ("  \"use_pci_p2pdma\" :true", true),
+        ("  \"use_pci_p2pdma\": false, // true", false),
+        ("  // \"use_pci_p2pdma\": true", false),
+        ("", false),
+    ] {
+        assert_eq!(asks_for_peers(settings), want, "{settings}");
     }
 }

@@ -77,7 +77,7 @@ impl Rates {
         let drive = |lane: Lane, others: &[Lane]| {
             let speed = beside(lane, others);
             let set = LaneSet::of(others.iter().copied()).with(lane);
-            let direct = speed * speeds.borrow_mut().direct(lane, set);
+            let direct = (speed * speeds.borrow_mut().direct(lane, set)).min(1.0);
             [
                 line(m.disk(lane, Bytes(0)).0, m.disk(lane, gib).0, speed),
                 line(m.direct(lane, Bytes(0)).0, m.direct(lane, gib).0, direct),
