@@ -204,9 +204,10 @@ impl Cufile {
     }
 }
 
-/// Whether anything could carry bytes past the host: nvidia-fs is loaded, or the library is told to use the kernel's
-/// peer-to-peer transfers. Looked at before the library's driver is opened, because where neither is there opening it
-/// leaves a `cufile.log` wherever the process was started, which only the environment of the process can change.
+/// Whether anything could carry bytes past the host: nvidia-fs is loaded, or the library's settings ask for the
+/// kernel's peer-to-peer transfers. Looked at before the library's driver is opened, because where neither is there
+/// opening it leaves a `cufile.log` wherever the process was started, which only the environment of the process can
+/// change.
 fn has_a_way() -> bool {
     let settings = std::env::var_os("CUFILE_ENV_PATH_JSON").map(PathBuf::from);
     let settings = settings.unwrap_or_else(|| PathBuf::from("/etc/cufile.json"));

@@ -60,8 +60,8 @@ fn settings(run: &Run) -> u32 {
     });
     let data: Vec<Value> = data.collect();
     let mut key = run.numerics_key();
-    // Patterns of frozen parameters may be other words for the same, and a checkpoint refuses another set. Groups of the
-    // optimizer stay: other words for them begin the branch anew.
+    // Patterns of frozen parameters may be other words for the same, and a checkpoint refuses another set. Groups of
+    // the optimizer stay: other words for them begin the branch anew.
     if let Some(train) = key["train"].as_object_mut() {
         train.remove("freeze");
         train.remove("unfreeze");
