@@ -46,6 +46,7 @@ pub struct DirectRates {
     /// Time of the smallest transfer.
     pub latency: Seconds,
     /// The most memory of devices that a process may have registered for them: all of a run's share of the device is.
+    /// 0 where a machine file does not say: then no plan has direct transfers.
     #[serde(default)]
     pub most_memory: Bytes,
 }

@@ -75,18 +75,20 @@ fn without(plan: &Plan, waiting: Lane, waited: Lane) -> Plan {
     plan
 }
 
+/// What a model learns with everything on the device.
+fn resident(d: &Arc<Decoder>) -> Trained {
+    let c = choice(d, Tier::Device, Tier::Device, Tier::Device);
+    let plan = planned(d, &c, Clip::Exact, &beside(1e9));
+    let mut session = open(d, &plan, Clip::Exact, quick());
+    train(&mut session, STEPS, ACCUMULATE)
+}
+
 /// Slots are used again when their copies are predicted to have ended. A drive a thousand times slower than that only
 /// delays; were it not for the edges, it would corrupt.
 #[test]
 fn a_drive_slower_than_planned_delays_and_corrupts_nothing() {
     let d = decoder(&llama(3, true), Dtype::Bf16, ACCUMULATE);
-    let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
-    let plan = planned(&d, &resident, Clip::Exact, &beside(1e9));
-    let want = train(
-        &mut open(&d, &plan, Clip::Exact, quick()),
-        STEPS,
-        ACCUMULATE,
-    );
+    let want = resident(&d);
     let plan = planned(&d, &all_spilled(&d), Clip::Exact, &beside(1e10));
     let n = written(&plan);
     assert!(n > 40, "{n} tensors are written");
@@ -173,13 +175,7 @@ fn transfers_that_pass_no_host_memory_train_to_the_same_bits() {
 #[test]
 fn a_slow_drive_that_reaches_the_device_corrupts_nothing() {
     let d = decoder(&llama(3, true), Dtype::Bf16, ACCUMULATE);
-    let resident = choice(&d, Tier::Device, Tier::Device, Tier::Device);
-    let plan = planned(&d, &resident, Clip::Exact, &beside(1e9));
-    let want = train(
-        &mut open(&d, &plan, Clip::Exact, quick()),
-        STEPS,
-        ACCUMULATE,
-    );
+    let want = resident(&d);
     let c = Choice {
         direct: Direct::BOTH,
         ..all_spilled(&d)

@@ -13,7 +13,7 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -213,7 +213,14 @@ fn has_a_way() -> bool {
     let settings = settings.unwrap_or_else(|| PathBuf::from("/etc/cufile.json"));
     Path::new("/proc/driver/nvidia-fs").exists()
         || std::env::var("CUFILE_USE_PCIP2PDMA").is_ok_and(|on| on.eq_ignore_ascii_case("true"))
-        || std::fs::read_to_string(settings).is_ok_and(|text| asks_for_peers(&text))
+        || beginning(&settings).is_ok_and(|text| asks_for_peers(&text))
+}
+
+/// The first MiB of a file, more than settings have.
+fn beginning(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(1 << 20).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Whether a `cufile.json` asks for peer-to-peer transfers. The library's own reader allows comments, so this looks
