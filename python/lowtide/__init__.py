@@ -20,11 +20,12 @@ logger `lowtide`, at INFO. What can go wrong raises `LowtideError`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any, Union
 
-from ._command import Command, LowtideError, Refused, binary, version
+from ._command import Command, LowtideError, Refused, binary, plain, version
 from ._training import Training
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Training",
     "binary",
     "check",
+    "compare",
     "data",
     "evaluate",
     "export",
@@ -155,6 +157,28 @@ def verify(run: Run, *, steps: int | None = None, set: Mapping[str, Any] | None 
     """Trains a slice of the model by the run's plan and all resident, and compares every bit."""
     command = Command("verify").run(run, set)
     command.option("--steps", steps)
+    return command.answer()
+
+
+def compare(
+    run: Run,
+    *,
+    steps: int | None = None,
+    arms: Mapping[str, Mapping[str, Any]] | None = None,
+    html: Path | None = None,
+    set: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Trains some steps exactly and in subspaces from the same start on the same batches, and says what each took to the
+    same loss.
+
+    arms: keys of other arms by their name, which are held against the run as it is.
+    """
+    command = Command("compare").run(run, set)
+    command.option("--steps", steps)
+    for name, keys in (arms or {}).items():
+        for key, value in keys.items():
+            command.option("--arm", f"{name}:{key}={json.dumps(plain(value))}")
+    command.option("--html", html)
     return command.answer()
 
 

@@ -81,6 +81,9 @@ def trains(folder):
     told = lowtide.export(RUN, folder / "f16", dtype="f16", set={**FEW, "output": out})
     assert told["step"] == 4 and told["dtype"] == "f16" and (folder / "f16" / "model.safetensors").exists()
     assert lowtide.report(out)
+    arms = {"fast": {"train.learning_rate": 1e-3}}
+    compared = lowtide.compare(RUN, steps=1, arms=arms, set={**FEW, "output": out})
+    assert [arm["name"] for arm in compared["arms"]] == ["run", "fast"] and compared["steps"] == 1
     answer = lowtide.generate(RUN, prompt="The", max_new_tokens=1, set={**FEW, "output": out})
     assert answer
 

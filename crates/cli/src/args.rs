@@ -59,6 +59,9 @@ pub enum Command {
     Data(DataArgs),
     /// Show a run, or several beside each other, by their output directories, while they go on or afterwards.
     Report(ReportArgs),
+    /// Train some steps exactly and in subspaces, or with other settings, and hold losses and times against each other.
+    /// Saves no checkpoint and no model.
+    Compare(CompareArgs),
     /// Print a run file made of another trainer's (Axolotl's), with what was not taken over.
     Import(ImportArgs),
     /// Print the JSON schema of a run file.
@@ -112,6 +115,23 @@ pub struct TrainArgs {
     /// On a terminal: print lines, as without one, in place of the live view.
     #[arg(long)]
     pub plain: bool,
+}
+
+/// What to compare.
+#[derive(Debug, clap::Args)]
+pub struct CompareArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Steps of each arm: 100, or all of a run that has fewer.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: Option<u64>,
+    /// A key of an arm beside the run as it is, which is the first arm; may be repeated: for more keys of an arm by its
+    /// name again, for more arms by another. Without: exact training and training in subspaces (strategy.name).
+    #[arg(long = "arm", value_name = "NAME:KEY=VALUE")]
+    pub arms: Vec<OsString>,
+    /// Also draw them as one page, which opens without a network: losses by step and by time, lanes, plans.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 /// Data to show.
@@ -207,6 +227,21 @@ impl RunArgs {
         }
         run.hosts = hosts as u32;
         Ok(resolve(run, Names::Data)?)
+    }
+
+    /// As [`RunArgs::load`], with these keys on top.
+    pub fn load_with(&self, more: &[String]) -> Result<Run, CliError> {
+        let with = Self {
+            file: self.file.clone(),
+            gpus: self.gpus,
+            sets: self
+                .sets
+                .iter()
+                .cloned()
+                .chain(more.iter().map(OsString::from))
+                .collect(),
+        };
+        with.load()
     }
 
     fn read(&self) -> Result<Run, CliError> {

@@ -142,20 +142,24 @@ impl CliError {
             Self::Write { .. } => {
                 vec!["check that the directory is there and can be written".to_owned()]
             }
-            Self::Train(e) => {
-                let lines = advice(e);
-                match lines.is_empty() {
-                    true => vec![general(e).to_owned()],
-                    false => lines,
-                }
-            }
+            Self::Train(e) => help_of(e),
         }
+    }
+}
+
+/// What to do about an error, a line each.
+fn help_of(e: &TrainError) -> Vec<String> {
+    let lines = advice(e);
+    match lines.is_empty() {
+        true => vec![general(e).to_owned()],
+        false => lines,
     }
 }
 
 /// Whether it is our bug rather than something the user can put right.
 fn is_ours(e: &TrainError) -> bool {
     match e {
+        TrainError::Arm { source, .. } => is_ours(source),
         TrainError::WrongPlan(_) => true,
         TrainError::Exec(ExecError::Ranks { source, .. }) => {
             matches!(source, CommError::Differs { .. })
@@ -297,6 +301,10 @@ fn advice(e: &TrainError) -> Vec<String> {
         }
         TrainError::LongAnswers { .. } => one(
             "shorter prompts or answers: --max-new-tokens, or eval.generate.max_new_tokens; of a bench --prompt-tokens and --new-tokens",
+        ),
+        TrainError::Arm { source, .. } => help_of(source),
+        TrainError::Alike { .. } => one(
+            "give one of them a key that changes what it does: all make as many steps, without checkpoints and answers",
         ),
         TrainError::Projectors { .. } => one(
             "make room in the output directory, or take another one (output); strategy.lsp.projector=random keeps none",

@@ -18,6 +18,7 @@ pub fn suits(command: &Command) -> Result<(), CliError> {
         Command::Eval(_) => "eval",
         Command::Generate(_) => "generate",
         Command::Bench(_) => "bench",
+        Command::Compare(_) => "compare",
         _ => return Ok(()),
     };
     match found()? {

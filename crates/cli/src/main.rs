@@ -8,6 +8,7 @@
 mod args;
 mod bench;
 mod check;
+mod compare;
 mod curve;
 mod data;
 mod error;
@@ -90,6 +91,7 @@ fn run(args: &Args, out: Out) -> Answer {
         Command::Probe(a) => probe::probe(a, out),
         Command::Verify(a) => verify::verify(a, out),
         Command::Bench(a) => bench::bench(a, out),
+        Command::Compare(a) => compare::compare(a, out, &watch),
         Command::Check(a) => check::check(a, out),
         Command::Data(a) => data::data(a, out),
         Command::Import(a) => import::import(a, out),

@@ -94,8 +94,10 @@ const OFTEN: Duration = Duration::from_secs(60);
 
 /// Shows a run while it goes: a view on a terminal, and a bar where it was left; otherwise a line for each twentieth of
 /// the run, and at least one a minute.
-struct Show {
+pub(crate) struct Show {
     out: Out,
+    /// What the run does when it is asked to end.
+    ending: &'static str,
     /// Whether a program hears of what is finished.
     events: bool,
     /// Whether there is to be a view, and the view.
@@ -115,9 +117,18 @@ struct Show {
 }
 
 impl Show {
+    /// Of a run of which nothing is saved, in lines or by a bar.
+    pub(crate) fn plain(out: Out, watch: Watch) -> Self {
+        Self {
+            ending: "stopping behind this step: a comparison begins anew; a second signal stops at once",
+            ..Self::new(out, watch, (false, false))
+        }
+    }
+
     fn new(out: Out, watch: Watch, (events, viewed): (bool, bool)) -> Self {
         Self {
             out,
+            ending: "stopping: saving what is not saved; a second signal stops at once",
             events,
             viewed,
             view: None,
@@ -154,7 +165,7 @@ impl Show {
     }
 
     /// The run is over.
-    fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.view = None;
         self.clear();
     }
@@ -178,7 +189,7 @@ impl Show {
     fn tell_stopping(&mut self) {
         if self.watch.requests.stopping() && !std::mem::replace(&mut self.stopping, true) {
             self.clear();
-            let text = "stopping: saving what is not saved; a second signal stops at once";
+            let text = self.ending;
             if !self.view.as_ref().is_some_and(|view| view.say(text)) {
                 complain(text);
             }

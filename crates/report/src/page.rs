@@ -26,12 +26,18 @@ const SHOWN: usize = 200_000;
 /// One run, or several side by side.
 #[must_use]
 pub fn html(runs: &[RunReport]) -> String {
-    let several = runs.len() > 1;
     let title = match runs {
         [run] => format!("{}: {}", run.name(), run.model()),
         _ => format!("{} runs", runs.len()),
     };
-    let mut page = begin(&title);
+    page_of(runs, &title, "")
+}
+
+/// Runs as a page with `above`, which is markup, before all else.
+pub(crate) fn page_of(runs: &[RunReport], title: &str, above: &str) -> String {
+    let several = runs.len() > 1;
+    let mut page = begin(title);
+    page.push_str(above);
     match runs {
         [run] => tiles(&mut page, run),
         _ => table(&mut page, runs),

@@ -28,9 +28,14 @@ pub(crate) struct Series {
     pub dots: bool,
 }
 
-/// A picture of several series over one axis; empty where none has a point. `marks`: steps after which another process
-/// went on.
+/// A picture of several series by step; empty where none has a point. `marks`: steps after which another process went
+/// on.
 pub(crate) fn lines(title: &str, series: &[Series], marks: &[f64]) -> String {
+    lines_over("step", title, series, marks)
+}
+
+/// The same over another axis, which is called `over`.
+pub(crate) fn lines_over(over: &str, title: &str, series: &[Series], marks: &[f64]) -> String {
     let all = || series.iter().flat_map(|s| s.points.iter().chain(&s.raw));
     if all().next().is_none() {
         return String::new();
@@ -45,7 +50,7 @@ pub(crate) fn lines(title: &str, series: &[Series], marks: &[f64]) -> String {
     let x = Scale::exactly(0.0, last, [LEFT, WIDTH - RIGHT]);
     let y = Scale::between(least, most, [HEIGHT - BOTTOM, TOP]);
     let mut text = begin(title, &in_words(series), WIDTH, HEIGHT);
-    axes(&mut text, &x, &y, "step");
+    axes(&mut text, &x, &y, over);
     let marks = marks.iter().filter(|m| (0.0..=last).contains(*m));
     for &at in marks.take(MARKS) {
         let place = x.place(at);
@@ -80,7 +85,7 @@ pub(crate) fn lines(title: &str, series: &[Series], marks: &[f64]) -> String {
         for &(a, b) in s.points.iter().filter(|_| s.dots || s.points.len() == 1) {
             let _ = writeln!(
                 text,
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" style=\"fill:{colour}\"><title>{name}step {a}: {b}</title></circle>",
+                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" style=\"fill:{colour}\"><title>{name}{over} {a}: {b}</title></circle>",
                 x.place(a),
                 y.place(b),
             );

@@ -251,7 +251,13 @@ impl RunReport {
         let (figures, curves) = gathered.done();
         let figures = figures.with(&account.report);
         // One that goes on for longer than it did before has another's mark.
+        let (whole, done) = (
+            &account.report["compared"],
+            account.report["steps"].as_u64(),
+        );
         let state = match finished["report"]["steps"].as_u64() {
+            // One of a comparison has no checkpoint that such a mark would be about.
+            _ if whole.as_bool() == Some(true) && done == Some(figures.steps) => State::Finished,
             _ if finished.is_null() => State::Unfinished,
             Some(steps) if steps < figures.step => State::Unfinished,
             _ => State::Finished,
@@ -263,8 +269,8 @@ impl RunReport {
             run,
             machine,
             report: match state {
-                State::Finished => finished["report"].take(),
-                State::Unfinished => account.report,
+                State::Finished if !finished.is_null() => finished["report"].take(),
+                _ => account.report,
             },
             processes: account.processes,
             plan: (!account.plan.lanes.is_empty()).then_some(account.plan),

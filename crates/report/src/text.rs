@@ -54,6 +54,10 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
             median.map(|s| format!("{} (median)", seconds(s)))
         }),
         row("predicted", &|r| r.figures.predicted_seconds.map(seconds)),
+        row("projectors", &|r| {
+            let learned = r.report["learning_seconds"].as_f64();
+            learned.map(|s| format!("learned in {}", seconds(s)))
+        }),
         row("loss at step 1", &|r| r.figures.loss_first.map(loss)),
         row("last loss", &|r| r.figures.loss_last.map(loss)),
         row("eval loss", &|r| {
@@ -173,7 +177,21 @@ pub(crate) fn differing(runs: &[RunReport]) -> Vec<(String, Vec<Option<String>>)
     for (key, _) in runs.iter().flat_map(|r| flattened(&r.run)) {
         let values: Vec<Option<String>> = flat.iter().map(|f| f.get(&key).cloned()).collect();
         // Where a run's files are is no difference of the run.
-        let differs = values.windows(2).any(|w| w[0] != w[1]);
+        let outputs = runs
+            .iter()
+            .map(|r| r.run["output"].as_str().unwrap_or_default());
+        let away = |(value, output): (&Option<String>, &str)| {
+            let value = value.as_ref();
+            value.map(|v| {
+                if output.is_empty() {
+                    v.clone()
+                } else {
+                    v.replace(output, "")
+                }
+            })
+        };
+        let away: Vec<_> = values.iter().zip(outputs).map(away).collect();
+        let differs = away.windows(2).any(|w| w[0] != w[1]);
         let place = ["file", "output"].contains(&key.as_str());
         if differs && !place && rows.len() < KEYS_MAX && seen.insert(key.clone()) {
             rows.push((key, values));
@@ -241,6 +259,11 @@ pub fn compare(runs: &[RunReport]) -> String {
         .map(|(name, each)| (name.to_owned(), each))
         .collect();
     rows.extend(differing);
+    in_columns(rows, runs.len())
+}
+
+/// Rows with a name and so many cells each, as a table for a terminal.
+pub(crate) fn in_columns(mut rows: Vec<(String, Vec<Option<String>>)>, columns: usize) -> String {
     for (name, each) in &mut rows {
         *name = printable(name);
         for cell in each.iter_mut().flatten() {
@@ -250,7 +273,7 @@ pub fn compare(runs: &[RunReport]) -> String {
     let shown = |cell: &Option<String>| cell.clone().unwrap_or_else(|| "-".to_owned());
     let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
     let first = width(&mut rows.iter().map(|r| r.0.chars().count()));
-    let widths: Vec<usize> = (0..runs.len())
+    let widths: Vec<usize> = (0..columns)
         .map(|i| width(&mut rows.iter().map(|r| shown(&r.1[i]).chars().count())))
         .collect();
     let lines = rows.iter().map(|(name, each)| {

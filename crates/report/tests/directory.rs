@@ -1,7 +1,10 @@
 //! Output directories as runs leave them, and as others do.
+//!
+//! One file because all of its tests read directories that are written here by hand.
 
 use std::path::Path;
 
+use lowtide_report::arms::Arms;
 use lowtide_report::{ReportError, RunReport, State, page, text};
 use serde_json::json;
 
@@ -467,4 +470,95 @@ fn a_browser_draws_the_page() {
     let size = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
     assert_eq!((size(16), size(20)), (1280, 2400));
     assert!(png.len() > 30_000, "{} bytes: blank?", png.len());
+}
+
+/// An arm of four steps that takes so many seconds each, with evaluations before the first and after each second one.
+fn write_arm(dir: &Path, step: f64, learning: Option<f64>, evaluations: [f64; 3]) {
+    std::fs::create_dir_all(dir).unwrap();
+    let put = |name: &str, text: String| std::fs::write(dir.join(name), text).unwrap();
+    let disk = [json!({"dir": dir.join("disk")})];
+    put(
+        "run.json",
+        json!({"output": dir, "budget": {"disk": disk}}).to_string(),
+    );
+    let mut report = json!({"compared": true, "steps": 4, "stopped": false});
+    if let Some(s) = learning {
+        report["learning_seconds"] = json!(s);
+    }
+    let account = json!({"format": 1, "processes": [], "report": report,
+        "plan": {"seconds": 0.0, "rounds_left_out": 0, "ranks": 1, "lanes": [], "tiers": []}});
+    put("report.json", account.to_string());
+    let mut lines = vec![json!({"step": 0, "eval_loss": evaluations[0]})];
+    for n in 1..=4u64 {
+        lines.push(json!({"step": n, "steps": 4, "loss": 1.0 / n as f64, "grad_norm": 1.0, "learning_rate": 0.1,
+            "tokens": 6, "seconds": step, "tokens_per_second": 6.0 / step, "skipped": false}));
+        if n % 2 == 0 {
+            lines.push(json!({"step": n, "eval_loss": evaluations[n as usize / 2]}));
+        }
+    }
+    let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    put("metrics.jsonl", lines.join("\n") + "\n");
+}
+
+/// Worked out by hand: the lowest loss of both is the other's last one, .75, in the middle of the first one's after
+/// steps 2 and 4.
+#[test]
+fn arms_are_held_against_each_other_at_the_lowest_loss_of_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = ["exact", "lsp", "flat"].map(|name| dir.path().join(name));
+    write_arm(&dirs[0], 1.0, None, [2.0, 1.0, 0.5]);
+    write_arm(&dirs[1], 0.25, Some(0.5), [2.0, 1.25, 0.75]);
+    write_arm(&dirs[2], 0.5, None, [2.0, 2.5, 2.25]);
+    let arms = Arms::read(&dirs).unwrap();
+    assert!(arms.runs.iter().all(|r| r.state == State::Finished));
+    let tie = arms.ties[0].as_ref().unwrap();
+    assert_eq!(tie.arms, ["exact", "lsp"]);
+    assert_eq!((tie.loss, tie.lowest), (0.75, [0.5, 0.75]));
+    assert_eq!((tie.steps, tie.seconds), ([3.0, 4.0], [3.0, 1.5]));
+    assert_eq!(
+        (tie.times_the_steps, tie.times_the_seconds),
+        (4.0 / 3.0, 0.5)
+    );
+    // It never fell.
+    assert_eq!(arms.ties[1], None);
+    let points = |i: usize| {
+        arms.arms[i]
+            .points
+            .iter()
+            .map(|p| (p.step, p.seconds, p.loss))
+    };
+    let mean = f64::midpoint(1.0 / 3.0, 0.25);
+    assert!(points(1).eq([(0, 0.5, None), (2, 1.0, Some(0.75)), (4, 1.5, Some(mean))]));
+    let text = arms.text();
+    for words in [
+        "after step  exact loss  exact eval  exact time  lsp loss",
+        "4           0.2917      0.5000      4.00 s      0.2917    0.7500    1.50 s",
+        "learned in 500.0 ms",
+        "lsp: a step takes 250.0 ms, exact's 1.00 s: ahead while it needs less than 4.00 times the steps",
+        "evaluation loss 0.7500, the lowest that both reached: exact after 3 steps and 3.00 s, lsp after 4 and 1.50 s, \
+         1.33 times the steps and 0.50 times the time: lsp is ahead; the lowest of exact is 0.5000",
+        "exact and flat: one of them had no less loss than at its begin",
+    ] {
+        assert!(text.contains(words), "{words}\n{text}");
+    }
+    // Each has its own drive in its own output.
+    assert!(!text.contains("budget.disk"), "{text}");
+    let html = arms.html();
+    assert!(
+        html.starts_with(page::BEGIN)
+            && html.contains("<desc>exact 2 at 0, 0.5 at 4; lsp 2 at 0.5, 0.75 at 1.5")
+    );
+    assert!(html.contains("lsp is ahead") && html.contains("loss of steps by time"));
+    let json = serde_json::to_value(&arms).unwrap();
+    assert_eq!(json["ties"][0]["times_the_steps"], 4.0 / 3.0);
+
+    // Without evaluations the loss of steps counts.
+    let metrics = dirs[0].join("metrics.jsonl");
+    let steps = std::fs::read_to_string(&metrics).unwrap();
+    let steps: Vec<&str> = steps.lines().filter(|l| !l.contains("eval_loss")).collect();
+    std::fs::write(&metrics, steps.join("\n") + "\n").unwrap();
+    let arms = Arms::read(&dirs).unwrap();
+    let tie = arms.ties[0].as_ref().unwrap();
+    // Of the other one there are points at its evaluations only.
+    assert!(!tie.evaluated && tie.loss == mean);
 }

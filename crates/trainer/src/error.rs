@@ -371,6 +371,22 @@ pub enum TrainError {
         /// The newest other one of the run; every byte of it is right.
         whole: Option<PathBuf>,
     },
+    /// One of the runs that are compared cannot be made.
+    #[error("arm {arm}: {source}")]
+    Arm {
+        /// What the run is called.
+        arm: String,
+        /// What is wrong with it.
+        source: Box<Self>,
+    },
+    /// Two of the runs that are compared would be one.
+    #[error("arm {second} is arm {first}: none of its settings makes another run of it")]
+    Alike {
+        /// The name of the one.
+        first: String,
+        /// The name of the other one.
+        second: String,
+    },
     /// The state at the end of a run could not be saved.
     #[error("the checkpoint of step {step} was not saved: {source}")]
     Unsaved {

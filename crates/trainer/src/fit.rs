@@ -53,6 +53,7 @@ mod best;
 mod branch;
 mod card;
 mod change;
+mod comparison;
 mod ends;
 mod evaluate;
 mod export;
@@ -69,6 +70,7 @@ mod tokenizer_files;
 
 pub use background::Background;
 pub use best::Best;
+pub use comparison::Comparison;
 pub use evaluate::{Evaluation, evaluate};
 pub use of_checkpoint::{Export, Exported, export_checkpoint};
 
@@ -142,8 +144,21 @@ struct Fit<'a> {
     saved: Option<u64>,
     /// The session has the best checkpoint's state, which is not that of the last step: nothing is saved of it.
     gone_back: bool,
+    /// What it leaves behind.
+    saves: Saves,
+    /// Seconds in which projectors were learned, where they were.
+    learning_seconds: Option<f64>,
     /// Last, so that its lock outlives all that is written and removed.
     output: Output,
+}
+
+/// What a run leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saves {
+    /// Checkpoints, its model, and what it tells of itself.
+    All,
+    /// Only what it tells of itself: metrics and page.
+    Nothing,
 }
 
 /// A batch that is ready to be submitted.
@@ -227,7 +242,7 @@ pub fn train_slowed(
     requests: &Requests,
     slowdown: &Slowdown,
 ) -> Result<TrainReport, TrainError> {
-    match opening::open(run, observer, requests, None)? {
+    match opening::open(run, observer, requests, (None, Saves::All))? {
         Opened::Finished(report) => Ok(*report),
         Opened::Begun(mut fit, planned) => {
             let adaptive = fit.adaptive.iter_mut();
@@ -244,7 +259,7 @@ fn train_with(
     requests: &Requests,
     others: Option<&Others>,
 ) -> Result<TrainReport, TrainError> {
-    match opening::open(run, observer, requests, others)? {
+    match opening::open(run, observer, requests, (others, Saves::All))? {
         Opened::Finished(report) => Ok(*report),
         Opened::Begun(fit, planned) => fit.go(*planned),
     }

@@ -1,9 +1,10 @@
 //! The training run around the compiled step: learning-rate schedule, checkpoints, metrics, evaluation.
 //!
 //! What a program may do with a run stands here, a function or a type for each command: [`Planner`] says what would be,
-//! [`train`] does it, [`Judging`] and [`Answering`] try the model, [`verify`] and [`check`] prove it, [`export`] gives
-//! it away, [`data`] shows what it learns from, [`device`], [`Probe`], [`bench_step`] and [`bench_generate`] measure.
-//! [`error`] has the facts of what goes wrong. All else belongs to the crate.
+//! [`train`] does it, [`Comparison`] does it in several ways, [`Judging`] and [`Answering`] try the model, [`verify`]
+//! and [`check`] prove it, [`export`] gives it away, [`data`] shows what it learns from, [`device`], [`Probe`],
+//! [`bench_step`] and [`bench_generate`] measure. [`error`] has the facts of what goes wrong. All else belongs to the
+//! crate.
 //!
 //! See ARCHITECTURE.md.
 
@@ -61,7 +62,8 @@ pub use curve::{Along, Curve, Point, STRATEGIES};
 pub use device::Device;
 pub use error::TrainError;
 pub use fit::{
-    Background, Best, Evaluation, Export, Exported, export_checkpoint as export, lead, train,
+    Background, Best, Comparison, Evaluation, Export, Exported, export_checkpoint as export, lead,
+    train,
 };
 pub use generate::{Passes, Sampling};
 pub use hub::{Names, resolve};

@@ -101,6 +101,11 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+fn is_false(x: &bool) -> bool {
+    !x
+}
+
 /// JSON has no word for it.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
 fn is_no_number(x: &f64) -> bool {
@@ -370,6 +375,9 @@ pub struct TrainReport {
     /// Bytes written to the drives by the whole run, the filling of each start among them.
     #[serde(default)]
     pub disk_written: u64,
+    /// Seconds in which this process learned projectors before the first step, where it did; in no other time here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_seconds: Option<f64>,
     /// Bytes of the parameters as the device reads them.
     pub parameter_bytes: u64,
     /// Planned, which is reserved, bytes by tier.
@@ -382,6 +390,9 @@ pub struct TrainReport {
     pub peak_rss_bytes: Option<u64>,
     /// Stopped by a signal; the same command goes on.
     pub stopped: bool,
+    /// One of the runs that `compare` makes: of its state and its model nothing is saved.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub compared: bool,
     /// All of it was done before: nothing was read or written but what says so.
     #[serde(default)]
     pub nothing_to_do: bool,

@@ -9,6 +9,7 @@ mod best;
 mod branches;
 mod checked;
 mod classes;
+mod compare;
 mod data;
 mod durable;
 mod export;

@@ -7,10 +7,10 @@ use lowtide_config::{KeepBest, Run};
 use lowtide_report::PAGE;
 use serde::{Deserialize, Serialize};
 
-use super::Fit;
 use super::best::Measure;
 use super::start::Start;
 use super::summary::Ends;
+use super::{Fit, Saves};
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::metrics::value_at;
@@ -98,8 +98,8 @@ pub(super) fn finished(
 }
 
 impl Fit<'_> {
-    /// Saves, and after the last step evaluates, writes the model and answers prompts. What is recorded as done is
-    /// not done again; what the run is asked to stop in is left out.
+    /// Saves, and after the last step evaluates, writes the model and answers prompts; a run that saves nothing only
+    /// evaluates. What is recorded as done is not done again; what the run is asked to stop in is left out.
     pub(super) fn end(&mut self, after_step: u64) -> Result<Ends, TrainError> {
         let step = self.state.step;
         let mut ends = Ends {
@@ -117,6 +117,10 @@ impl Fit<'_> {
             let last = self.evaluate(step)?;
             ends.eval_loss_last = last.map(|e| e.loss);
             ends.eval_accuracy_last = last.map(|e| e.accuracy);
+        }
+        if self.saves == Saves::Nothing {
+            ends.stopped = self.eval.is_some() && ends.eval_loss_last.is_none();
+            return Ok(ends);
         }
         self.judge_evaluation(ends.eval_loss_last, ends.eval_accuracy_last);
         if self.run.checkpoint.keep_best == KeepBest::ExactMatch {

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use lowtide_config::{Length, Run};
 use lowtide_data::{BatchShape, Batches, Packed, Rows, Tokenizer};
@@ -15,9 +16,9 @@ use serde_json::{Value, json};
 
 use super::background::{self, Backdrop};
 use super::branch::Origin;
-use super::saving::{self, Cadence};
+use super::saving::{self, Cadence, Sizes};
 use super::start::Start;
-use super::{Fit, ends, lost, schedule_of, write_json};
+use super::{Fit, Saves, ends, lost, schedule_of, write_json};
 use crate::adaptive::Adaptive;
 use crate::answers::{Extract, Question, questions};
 use crate::basis::{Basis, alike};
@@ -43,13 +44,13 @@ pub(super) enum Opened<'a> {
     Begun(Box<Fit<'a>>, Box<Planned>),
 }
 
-/// Opens a run, with the other ranks where they are processes. Long because it is the order in which a run begins: each
-/// of its steps has a name of its own, and most need what all before them made.
+/// Opens a run, with the other ranks where they are processes, to save so much of it. Long because it is the order in
+/// which a run begins: each of its steps has a name of its own, and most need what all before them made.
 pub(super) fn open<'a>(
     run: &'a Run,
     observer: &'a mut dyn Observer,
     requests: &Requests,
-    others: Option<&Others>,
+    (others, saves): (Option<&Others>, Saves),
 ) -> Result<Opened<'a>, TrainError> {
     let (mut output, mut start, origin) = beginning(run, observer)?;
     let material = Material::read(run, &start, others, observer)?;
@@ -116,25 +117,31 @@ pub(super) fn open<'a>(
         true => planned.with_planning(),
         false => planned,
     };
-    let saves = background::saves_on_the_way(run);
+    let on_the_way = background::saves_on_the_way(run);
     let left = basis.host_left(&planned);
-    let staging = saves.then(|| background::plan(run, left, &planned));
+    let staging = on_the_way.then(|| background::plan(run, left, &planned));
     let planned = match staging {
         Some(Ok(staging)) => planned.staged(staging),
         _ => planned,
     };
-    let (sizes, room) = saving::take_room(run, &planned, &output, ahead)?;
+    let sizes = match saves {
+        Saves::All => Sizes::of(run, &planned),
+        Saves::Nothing => Sizes::NONE,
+    };
+    let room = saving::take_room(sizes, run, &planned, &output, ahead)?;
     let projectors = match start {
         Start::Anew if projectors::are_learned(run) => {
             observer.phase(Some(Phase::Learning));
+            let begin = Instant::now();
             let batch = learned_from.next_batch()?.micro;
             let dir = output.folder().path();
             let learned = projectors::learn(run, &basis, &device, batch, dir)?;
             observer.phase(Some(Phase::Reserving));
-            Some(learned)
+            Some((learned, begin.elapsed().as_secs_f64()))
         }
         _ => None,
     };
+    let (projectors, learning_seconds) = projectors.unzip();
     let mut session = start.open(run, &planned, trace)?;
     let gpu = planned.device.gpu.as_ref();
     let reserved = planned
@@ -195,7 +202,9 @@ pub(super) fn open<'a>(
     };
     let logs = Logs::open(run, &output, &start, asks.1)?;
     let cadence = Cadence::of(run);
-    observer.note(&cadence.told(run.checkpoint.keep));
+    if saves == Saves::All {
+        observer.note(&cadence.told(run.checkpoint.keep));
+    }
     if let Some(staging) = &staging {
         observer.note(&checkpoint::background::describe(staging));
     }
@@ -237,6 +246,8 @@ pub(super) fn open<'a>(
         last_checkpoint: None,
         saved: None,
         gone_back: false,
+        saves,
+        learning_seconds,
     };
     fit.begin(start, changes, written)?;
     if fit.durable {

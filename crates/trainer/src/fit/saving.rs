@@ -11,7 +11,7 @@ use lowtide_model::HfWriter;
 use lowtide_planner::Tier;
 
 use super::export::source_of;
-use super::{Fit, tokenizer_files};
+use super::{Fit, Saves, tokenizer_files};
 use crate::checkpoint;
 use crate::error::TrainError;
 use crate::metrics::{EventFile, MetricsLog};
@@ -113,6 +113,12 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
+    /// Of a run that saves nothing.
+    pub(super) const NONE: Self = Self {
+        checkpoint: 0,
+        model: 0,
+    };
+
     pub(super) fn of(run: &Run, planned: &Planned) -> Self {
         let decoder = &planned.decoder;
         let writer = HfWriter::new(decoder.shape(), run.precision, source_of(run));
@@ -203,16 +209,16 @@ pub(super) fn existing(dir: &std::path::Path) -> std::path::PathBuf {
 
 /// Checks and takes the room that a run needs for `steps` more steps.
 pub(super) fn take_room(
+    sizes: Sizes,
     run: &Run,
     planned: &Planned,
     output: &Output,
     steps: u64,
-) -> Result<(Sizes, room::Room), TrainError> {
-    let sizes = Sizes::of(run, planned);
+) -> Result<room::Room, TrainError> {
     let needs = sizes.needs(run, planned, output, steps);
     room::check(&needs)?;
     let held = needs[0].bytes + needs[1].bytes;
-    Ok((sizes, room::Room::keep(output.folder(), held)?))
+    room::Room::keep(output.folder(), held)
 }
 
 /// Whether an error is about what stands in the output directory, not about the run.
@@ -280,10 +286,13 @@ impl Fit<'_> {
         })
     }
 
-    /// Whether there is nothing to save: before the first step, or what is saved already.
+    /// Whether there is nothing to save: before the first step, what is saved already, or of a run that saves nothing.
     pub(super) fn is_saved(&mut self, step: u64) -> Result<bool, TrainError> {
         self.follow()?;
         self.cadence.saved(Instant::now());
+        if self.saves == Saves::Nothing {
+            return Ok(true);
+        }
         let saved = step == 0 || self.saved == Some(step) || self.gone_back;
         if saved && step > 0 && self.output.kept().unsaved().is_none() {
             // The process that saved it may have died before this.

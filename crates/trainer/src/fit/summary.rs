@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lowtide_planner::Tier;
 use lowtide_tiers::process;
 
-use super::Fit;
+use super::{Fit, Saves};
 use crate::launch::held_by_others;
 use crate::output::METRICS;
 use crate::planning::Planned;
@@ -75,16 +75,21 @@ impl Fit<'_> {
             moved_bytes,
             background: self.beside(),
             disk_written: totals.disk_written,
+            learning_seconds: self.learning_seconds,
             parameter_bytes: planned.decoder.workload().parameters()
                 * planned.plan.precision.size(),
             planned_bytes,
             planned_rss_bytes: planned.resident.planned(&planned.plan, &planned.machine).0,
             start_rss_bytes: planned.resident.start.0,
-            peak_rss_bytes: process::peak_rss_bytes().map(|b| {
-                let others = held_by_others(&planned.device);
-                others.iter().fold(b.0, |sum, held| sum + held.most.0)
-            }),
+            // The process may have made another run before this one.
+            peak_rss_bytes: process::peak_rss_bytes()
+                .filter(|_| self.saves == Saves::All)
+                .map(|b| {
+                    let others = held_by_others(&planned.device);
+                    others.iter().fold(b.0, |sum, held| sum + held.most.0)
+                }),
             stopped: ends.stopped,
+            compared: self.saves == Saves::Nothing,
             nothing_to_do: false,
             output: ends.output.clone(),
             checkpoint: self.last_checkpoint.clone(),
