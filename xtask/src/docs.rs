@@ -14,10 +14,20 @@ const DOCUMENTS: &[&str] = &[
     "STYLE.md",
     "CHANGELOG.md",
     "bench/RESULTS.md",
+    "docs/checkpoints.md",
+    "docs/coming-from.md",
+    "docs/disk.md",
+    "docs/faq.md",
     "docs/formats.md",
+    "docs/gpus.md",
+    "docs/guide.md",
     "docs/journal.md",
+    "docs/measured.md",
+    "docs/models.md",
     "docs/numerics.md",
     "docs/papers.md",
+    "docs/plan.md",
+    "docs/python.md",
 ];
 
 /// Folders whose paths are checked.
