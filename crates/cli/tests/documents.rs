@@ -231,6 +231,8 @@ fn the_guide_can_be_followed() {
         "run.yaml",
         "--machine",
         "../examples/machines/h200.json",
+        "--set",
+        "device=cpu",
     ];
     assert_eq!(here(&plan, 0)["fits"], true);
     let small = ["--set", "budget.device=4MiB", "--set", "budget.host=4MiB"];
