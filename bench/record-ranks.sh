@@ -5,7 +5,8 @@
 #   bench/record-ranks.sh MACHINE PART... [-- OUTPUT FOLDER]
 #
 # Parts: tests (of ranks on GPUs), rows (3B and 7B in 24 GiB a GPU on 1, 2, 4, ... GPUs), resident (3B), 32b (on two GPUs),
-# 70b-all and 70b-one (int8 moments, over a host of 512 GiB and a drive). GPUS: how many there are. LIMIT: seconds of each.
+# 70b-all and 70b-one (int8 moments, over a host of 512 GiB and a drive), peers (LLMQ and DeepSpeed on all GPUs; what they
+# need of Python is in their scripts under bench/peers). GPUS: how many there are. LIMIT: seconds of each.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 source bench/head.sh
@@ -54,6 +55,17 @@ for part in "${parts[@]}"; do
         32b) step 32b-24GiB-2 qwen2.5-32b 2 24GiB 240GiB 3 --disk "$scratch/disk=60GiB" --set optimizer.moments=int8 ;;
         70b-all) step "70b-$gpus" llama3-70b "$gpus" 76GiB 470GiB 2 --disk "$scratch/disk=100GiB" --set optimizer.moments=int8 ;;
         70b-one) step 70b-1 llama3-70b 1 76GiB 470GiB 2 --disk "$scratch/disk=100GiB" --set optimizer.moments=int8 ;;
+        peers)
+            size=(--micro-batch 8 --seq 2048 --accumulate 1 --steps 5)
+            llmq=(python3 bench/peers/llmq_step.py --gpus "$gpus" "${size[@]}")
+            # Its optimizer computes on the host; without it torchrun gives each rank one thread.
+            export OMP_NUM_THREADS=$(($(nproc) / gpus))
+            deepspeed=(torchrun --nproc-per-node "$gpus" bench/peers/deepspeed_step.py --mode zero3-offload --liger "${size[@]}")
+            record "peer-llmq-3b-$gpus" "${llmq[@]}" --shape qwen2.5-3b --mode moments-on-host
+            record "peer-llmq-7b-$gpus" "${llmq[@]}" --shape llama2-7b --mode all-on-host
+            record "peer-deepspeed-3b-$gpus" "${deepspeed[@]}" --shape qwen2.5-3b
+            record "peer-deepspeed-7b-$gpus" "${deepspeed[@]}" --shape llama2-7b
+            ;;
         *) echo "no part $part" >&2; exit 2 ;;
     esac
 done

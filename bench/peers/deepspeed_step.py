@@ -1,9 +1,11 @@
 """Times training steps of DeepSpeed (from PyPI) on the shapes, batch and sequence of `lowtide bench step`.
 
     python3 bench/peers/deepspeed_step.py --shape qwen2.5-3b --mode zero3-offload --micro-batch 8 --seq 2048
+    OMP_NUM_THREADS=16 torchrun --nproc-per-node 2 bench/peers/deepspeed_step.py ...    (a process a GPU, 16 cores each)
 
 A Hugging Face model with random weights, bf16, block recompute, AdamW with fp32 state, clipping at 1.0, as
-DeepSpeed's own documents recommend for each mode. Prints one JSON line. Needs torch, transformers, deepspeed 0.19.8
+DeepSpeed's own documents recommend for each mode; with `--liger` the loss is computed with the last product, as Liger
+does it, so that no logits of a whole batch exist. Prints one JSON line. Needs torch, transformers, deepspeed 0.19.8
 and a compiler for DeepSpeed's CPU optimizer.
 
 Modes: `resident` (ZeRO-1, all on the GPU), `zero3-offload` (parameters and optimizer on the host), `zero-infinity`
@@ -27,7 +29,7 @@ SHAPES = {
 }
 
 
-def model_of(shape, seq):
+def model_of(shape, seq, offloaded):
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
@@ -45,7 +47,11 @@ def model_of(shape, seq):
         use_cache=False,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    # Random numbers are made where they are made fast; DeepSpeed moves the model where its mode has it.
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    if offloaded:
+        model = model.to("cpu")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
@@ -91,13 +97,13 @@ def settings(mode, micro_batch, accumulate, nvme):
 class Peak(threading.Thread):
     """The most device bytes that the driver reported for this process."""
 
-    def __init__(self):
+    def __init__(self, gpu=0):
         super().__init__(daemon=True)
         self.bytes = 0
         import pynvml
 
         pynvml.nvmlInit()
-        self.nvml, self.gpu = pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+        self.nvml, self.gpu = pynvml, pynvml.nvmlDeviceGetHandleByIndex(gpu)
 
     def look(self):
         mine = [p.usedGpuMemory for p in self.nvml.nvmlDeviceGetComputeRunningProcesses(self.gpu) if p.pid == os.getpid()]
@@ -120,6 +126,7 @@ def main():
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--nvme", default="/tmp/deepspeed-nvme")
+    parser.add_argument("--liger", action="store_true")
     args = parser.parse_args()
 
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}.items():
@@ -133,9 +140,15 @@ def main():
     os.environ["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
     import deepspeed
 
-    peak = Peak()
+    rank, ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.cuda.set_device(rank)
+    peak = Peak(rank)
     peak.start()
-    model = model_of(args.shape, args.seq)
+    model = model_of(args.shape, args.seq, args.mode != "resident")
+    if args.liger:
+        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(model=model)
     parameters = sum(p.numel() for p in model.parameters())
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -143,7 +156,7 @@ def main():
         config=settings(args.mode, args.micro_batch, args.accumulate, args.nvme),
     )
     vocab = SHAPES[args.shape][6]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(rank)
     times, losses = [], []
     for step in range(args.warm_up + args.steps):
         torch.cuda.synchronize()
@@ -156,29 +169,36 @@ def main():
         torch.cuda.synchronize()
         seconds = time.perf_counter() - begin
         losses.append(loss.item())
-        print(f"step {step + 1}: {seconds:.4f} s, loss {losses[-1]:.4f}", flush=True)
+        if rank == 0:
+            print(f"step {step + 1}: {seconds:.4f} s, loss {losses[-1]:.4f}", flush=True)
         if step >= args.warm_up:
             times.append(seconds)
     peak.look()
+    if rank > 0:
+        os._exit(0)
     median = statistics.median(times)
-    tokens = args.micro_batch * args.seq * args.accumulate
+    tokens = args.micro_batch * args.seq * args.accumulate * ranks
     print(
         json.dumps(
             {
                 "system": f"DeepSpeed {deepspeed.__version__}, torch {torch.__version__}",
-                "mode": args.mode,
+                "mode": args.mode + (", Liger" if args.liger else ""),
+                "gpus": ranks,
                 "model": args.shape,
                 "parameters": parameters,
                 "tokens_per_step": tokens,
                 "step_seconds": median,
                 "tokens_per_second": tokens / median,
                 "device_bytes": peak.bytes,
-                "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                # Of one rank, and so of all: each has its share.
+                "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 * ranks,
                 "losses": [losses[0], losses[-1]],
             }
         ),
         flush=True,
     )
+    # Its threads of several ranks do not end by themselves.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -72,8 +72,14 @@ impl Streams {
             }
             let events = || (0..4 * most + 1).map(|_| Event::new(gpu)).collect();
             let (starts, ends): (Result<Vec<_>, _>, Result<Vec<_>, _>) = (events(), events());
+            // Other ranks wait for a collective, and with them all that they do next. A long kernel of the gpu lane
+            // must not hold every multiprocessor until it ends.
+            let queue = match lane {
+                Lane::NET => cuda::Queue::first(gpu)?,
+                _ => cuda::Queue::new(gpu)?,
+            };
             let stream = Stream {
-                queue: Queue::Cuda(cuda::Queue::new(gpu)?),
+                queue: Queue::Cuda(queue),
                 starts: starts?,
                 ends: ends?,
                 clock: Mutex::new(Clock {

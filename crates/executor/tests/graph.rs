@@ -248,6 +248,7 @@ fn machine() -> Machine {
         d2h: BytesPerSecond(1e10),
         copy_overhead: Seconds(2e-6),
         net: None,
+        links: None,
         network: None,
         updates: Updates::of(UpdateRate {
             optimizer: Optimizer::default(),

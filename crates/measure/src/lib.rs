@@ -14,7 +14,7 @@ mod probe;
 mod timing;
 
 pub use error::MeasureError;
-pub use net::{NetTimes, net_rates};
+pub use net::{NetTimes, RankWork};
 pub use probe::{Drive, ProbeOptions, probe};
 
 use lowtide_data::Micro;

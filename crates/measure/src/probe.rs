@@ -206,6 +206,7 @@ fn cpu(options: &ProbeOptions, q: &Queue) -> Result<Machine, MeasureError> {
         d2h: BytesPerSecond(copy),
         copy_overhead: Seconds(wake),
         net: None,
+        links: None,
         network: None,
         updates: Updates::of(UpdateRate {
             optimizer: options.optimizer,
@@ -273,6 +274,7 @@ fn gpu_rates(options: &ProbeOptions, host: f64, gpu: &Gpu) -> Result<Machine, Me
         d2h: BytesPerSecond(links.d2h),
         copy_overhead: Seconds(op_overhead.max(5e-6)),
         net: None,
+        links: None,
         network: None,
         updates: Updates::of(UpdateRate {
             optimizer: options.optimizer,

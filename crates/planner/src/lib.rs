@@ -35,7 +35,7 @@ pub use choice::{
     Activations, Ahead, Budgets, Choice, Clip, Direct, LoopOrder, Pieces, Processor, Saved,
 };
 pub use machine::{
-    BadRate, DirectRates, DiskRates, Machine, NetRates, NetworkRates, Shared, Source,
+    BadRate, DirectRates, DiskRates, Machine, NetRates, NetworkRates, RankLinks, Shared, Source,
 };
 pub use plan::{
     Arg, Lane, LaneKind, PartName, PerLane, PerPart, PerTier, Phase, Piece, PieceId, Plan, Slot,

@@ -142,6 +142,20 @@ pub struct NetRates {
     pub hosts: u32,
 }
 
+/// What each rank of a host gets while all ranks there do the same: their links end in one memory, and some of them in
+/// one switch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankLinks {
+    /// How many ranks of a host it was measured with.
+    pub ranks: u32,
+    /// Host to device, while all ranks copy there.
+    pub h2d: BytesPerSecond,
+    /// Device to host, while all ranks copy there.
+    pub d2h: BytesPerSecond,
+    /// Sets of copies and updates on the host, while all ranks do the same.
+    pub together: Vec<Together>,
+}
+
 fn one() -> u32 {
     1
 }
@@ -199,6 +213,9 @@ pub struct Machine {
     /// What ranks exchange, where that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<NetRates>,
+    /// What copies of all ranks at once take from each other, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<RankLinks>,
     /// What connects it with hosts like it, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkRates>,
@@ -277,6 +294,10 @@ impl Machine {
                 let key = "disk.direct.most_memory".to_owned();
                 within(key, most, range, "at most 1 PiB")?;
             }
+        }
+        if let Some(links) = &self.links {
+            rate("links.h2d", links.h2d.0)?;
+            rate("links.d2h", links.d2h.0)?;
         }
         if let Some(net) = &self.net {
             rate("net.rate", net.rate.0)?;
@@ -379,7 +400,8 @@ impl Machine {
     /// The machine as each of so many ranks has it: they share the host's memory, its cores and the drives. Each GPU
     /// has a link of its own at its full rate, so what its copies take from lanes of the host is taken once per rank,
     /// while lanes whose rate is divided take as much together as one rank's would. Ranks on the CPU device share its
-    /// cores for everything. Measured sets of lanes stay as they are, because nothing more is known about them.
+    /// cores for everything. Where it was measured what copies of so many ranks take from each other, that counts; else
+    /// measured sets of lanes stay as they are, because nothing more is known about them.
     #[must_use]
     pub fn share(&self, ranks: u32) -> Self {
         let part = |rate: BytesPerSecond| BytesPerSecond(rate.0 / f64::from(ranks));
@@ -397,13 +419,16 @@ impl Machine {
             let divided = [LaneKind::Host, LaneKind::Disk].map(LaneKind::name);
             // What no lane of the host draws on is a GPU's own, as its link is.
             let of_host =
-                |shared: &&mut Shared| divided.iter().any(|lane| shared.share.contains_key(*lane));
-            for shared in machine.shared.iter_mut().filter(of_host) {
+                |shared: &Shared| divided.iter().any(|lane| shared.share.contains_key(*lane));
+            for shared in machine.shared.iter_mut().filter(|shared| of_host(shared)) {
                 for (lane, share) in &mut shared.share {
                     if !divided.contains(&lane.as_str()) {
                         *share *= f64::from(ranks);
                     }
                 }
+            }
+            if let Some(links) = self.links.as_ref().filter(|links| links.ranks == ranks) {
+                machine.take(links);
             }
             return machine;
         }
@@ -420,6 +445,18 @@ impl Machine {
             time.0 *= f64::from(ranks);
         }
         machine
+    }
+
+    /// Makes links as fast as they are while all ranks use theirs, and takes the sets that were measured so. Sets with
+    /// other lanes keep what was measured of one rank.
+    fn take(&mut self, links: &RankLinks) {
+        for (rate, all) in [(&mut self.h2d, links.h2d), (&mut self.d2h, links.d2h)] {
+            rate.0 = rate.0.min(all.0);
+        }
+        let lanes = |set: &Together| set.speed.keys().cloned().collect::<Vec<_>>();
+        let measured: Vec<_> = links.together.iter().map(lanes).collect();
+        self.together.retain(|set| !measured.contains(&lanes(set)));
+        self.together.extend_from_slice(&links.together);
     }
 
     /// Time of a transfer between host memory and the drives, alone.

@@ -6,12 +6,13 @@ use lowtide_workload::{Dtype, Workload};
 use crate::build::build;
 use crate::check::check;
 use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
-use crate::machine::{Machine, NetRates, NetworkRates, Shared};
+use crate::machine::{Machine, NetRates, NetworkRates, RankLinks, Shared};
 use crate::mutants::mutants;
 use crate::plan::{Lane, LaneKind, PartName, PieceId, Plan, Task, Tensor, Tier, Use, Work};
 use crate::simulate::activations_written;
 use crate::testing::{frozen, machine, untied, workload};
 use crate::tests::{CLIPS, every_choice};
+use crate::together::Together;
 use crate::traffic::traffic;
 
 fn of_ranks(mut w: Workload, ranks: u32) -> Workload {
@@ -416,4 +417,41 @@ fn what_ranks_of_several_hosts_exchange_follows_from_both_rates() {
         m.check().expect_err("more hosts than ranks").key,
         "net.hosts"
     );
+}
+
+/// Copies of all ranks at once are as fast as they were measured, alone and beside others. What was measured of one
+/// rank stays where nothing else is known.
+#[test]
+fn copies_of_all_ranks_are_as_fast_as_they_were_measured_at_once() {
+    let mut m = machine();
+    (m.cuda, m.h2d, m.d2h) = (true, BytesPerSecond(50e9), BytesPerSecond(40e9));
+    let set = |speeds: &[(Lane, f64)]| Together::of(speeds.iter().copied());
+    let of_disk = set(&[(Lane::DISK_READ, 0.6), (Lane::HOST, 0.5)]);
+    let of_one = set(&[(Lane::H2D, 0.9), (Lane::D2H, 0.8)]);
+    m.together = vec![of_one, of_disk.clone()];
+    // Nothing was measured with two.
+    let two = m.share(2);
+    assert_eq!(
+        (two.h2d, two.d2h, &two.together),
+        (m.h2d, m.d2h, &m.together)
+    );
+    let of_all = set(&[(Lane::H2D, 0.7), (Lane::D2H, 0.6)]);
+    m.links = Some(RankLinks {
+        ranks: 2,
+        h2d: BytesPerSecond(45e9),
+        // Faster than one rank alone: a slip of measuring.
+        d2h: BytesPerSecond(44e9),
+        together: vec![of_all.clone()],
+    });
+    let two = m.share(2);
+    assert_eq!((two.h2d.0, two.d2h.0), (45e9, 40e9));
+    assert_eq!(two.together, [of_disk, of_all]);
+    // Another number of ranks says nothing, and one rank has its link alone.
+    for ranks in [1, 4] {
+        let other = m.share(ranks);
+        assert_eq!((other.h2d, &other.together), (m.h2d, &m.together));
+    }
+    // A rate of 0 is named.
+    m.links.as_mut().expect("given above").d2h.0 = 0.0;
+    assert_eq!(m.check().expect_err("no rate").key, "links.d2h");
 }

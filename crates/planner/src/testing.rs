@@ -37,6 +37,7 @@ pub(crate) fn machine() -> Machine {
         d2h: BytesPerSecond(1e10),
         copy_overhead: Seconds(2e-6),
         net: None,
+        links: None,
         network: None,
         updates: updates(1e9),
         host_overhead: Seconds(2e-6),

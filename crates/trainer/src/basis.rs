@@ -8,12 +8,14 @@ use lowtide_config::Run;
 use lowtide_data::Micro;
 use lowtide_data::clock::today;
 use lowtide_executor::Trace;
-use lowtide_measure::{ProbeOptions, net_rates, probe};
+use lowtide_measure::{ProbeOptions, RankWork, probe};
 use lowtide_model::Decoder;
 use lowtide_planner::search::fits_any;
 pub use lowtide_planner::search::outlook::Outlook as WhatIf;
 use lowtide_planner::search::outlook::plan_with_outlook;
-use lowtide_planner::{Budgets, Machine, NetRates, Pins, Plan, PlanError, Refusal, Request, Tier};
+use lowtide_planner::{
+    Budgets, Machine, NetRates, Pins, Plan, PlanError, RankLinks, Refusal, Request, Tier,
+};
 use lowtide_session::Group;
 use lowtide_tiers::HostMemory;
 use lowtide_units::Bytes;
@@ -31,21 +33,32 @@ use crate::report::{Observer, Phase};
 use crate::resident::Resident;
 use crate::threads::threads_of;
 
-/// What so many ranks exchange, measured; none of one rank. On GPUs it connects them, which holds some of each one's
-/// memory.
+/// What so many ranks exchange, and take from each other while they copy, measured; none of one rank. On GPUs it
+/// connects them, which holds some of each one's memory.
 ///
 /// # Errors
 /// Ranks that cannot reach each other.
-pub fn net_of(gpus: u32, device: &Device) -> Result<Option<NetRates>, TrainError> {
+pub fn net_of(
+    gpus: u32,
+    device: &Device,
+    work: RankWork,
+) -> Result<(Option<NetRates>, Option<RankLinks>), TrainError> {
     if gpus == 1 {
-        return Ok(None);
+        return Ok((None, None));
     }
     let made = Group::threads(gpus, LIMIT);
     let group = device.group.as_ref().unwrap_or(&made);
-    if !group.there.is_empty() {
-        return Ok(Some(net_times(group)?.rates(gpus)));
+    let times = net_times(group, work)?;
+    Ok((Some(times.net(gpus)), times.links(work.ranks)))
+}
+
+/// What each rank of a run does on the host.
+pub(crate) fn work_of(run: &Run) -> RankWork {
+    RankWork {
+        threads: threads_of(run),
+        ranks: run.gpus_of_host(),
+        optimizer: run.optimizer.what(),
     }
-    Ok(Some(net_rates(&group.gpus, &group.comms)?))
 }
 
 /// What a run's ranks exchange by a machine file; none of one rank.
@@ -115,7 +128,7 @@ impl<'a> Basis<'a> {
     ) -> Result<Self, TrainError> {
         observer.phase(run.plan.machine.is_none().then_some(Phase::Measuring));
         // Before the rates: what connections hold of a device counts among what the process holds there.
-        let net = net_of(run.gpus, device)?;
+        let (net, links) = net_of(run.gpus, device, work_of(run))?;
         let net = net.map(|net| NetRates {
             hosts: run.hosts,
             ..net
@@ -152,6 +165,9 @@ impl<'a> Basis<'a> {
         let known = machine.net.map(|net| (net.ranks, net.hosts));
         if run.hosts > 1 || known != Some((run.gpus, 1)) {
             machine.net = net;
+        }
+        if (machine.links.as_ref()).is_none_or(|known| known.ranks != run.gpus_of_host()) {
+            machine.links = links;
         }
         alike(device)?;
         observer.phase(Some(Phase::Planning));

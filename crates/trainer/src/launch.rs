@@ -13,11 +13,12 @@ use lowtide_device::comm::{
 };
 use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
 use lowtide_executor::ExecError;
-use lowtide_measure::NetTimes;
+use lowtide_measure::{NetTimes, RankWork};
 use lowtide_session::{Group, Remote, Requests, serve};
 use lowtide_units::Bytes;
 use serde_json::{Value, json};
 
+use crate::basis::work_of;
 use crate::device::{self, Device};
 use crate::error::TrainError;
 use crate::planning::{check_budgets, decoder_of, directories_of, free_of, shape_of};
@@ -322,19 +323,20 @@ pub(crate) fn least_of_others(device: &Device) -> Result<Option<(Bytes, Bytes)>,
 }
 
 /// What ranks exchange, measured by all at once.
-pub(crate) fn net_times(group: &Group) -> Result<NetTimes, TrainError> {
+pub(crate) fn net_times(group: &Group, work: RankWork) -> Result<NetTimes, TrainError> {
     std::thread::scope(|scope| {
         let ask = |remote: &Arc<Remote>| {
             let remote = Arc::clone(remote);
             scope.spawn(move || remote.ask(json!("net")))
         };
         let others: Vec<_> = group.there.iter().map(ask).collect();
-        let mut all = NetTimes::of(&group.gpus, &group.comms)?;
+        let mut all = NetTimes::of(&group.gpus, &group.comms, work)?;
         for other in others {
             let end = other.join();
             let told = end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            let seconds = serde_json::from_value(told).unwrap_or([0.0; 3]);
-            all = all.max(NetTimes { seconds, ..all });
+            if let Ok(other) = serde_json::from_value(told) {
+                all = all.max(&other);
+            }
         }
         Ok(all)
     })
@@ -384,8 +386,8 @@ pub fn follow(run: &Run, met: &Met, requests: &Requests) -> Result<(), TrainErro
         let comms = [Arc::clone(&comm)];
         let mut ask = |what: Value| match what.as_str() {
             Some("net") => {
-                let times = NetTimes::of(&gpus, &comms).map_err(|e| e.to_string())?;
-                Ok(json!(times.seconds))
+                let times = NetTimes::of(&gpus, &comms, work_of(run)).map_err(|e| e.to_string())?;
+                Ok(json!(times))
             }
             Some("memory") => {
                 let held = Held::now();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lowtide_config::Run;
 use lowtide_data::clock::today;
-use lowtide_measure::{Drive, ProbeOptions, probe as measure};
+use lowtide_measure::{Drive, ProbeOptions, RankWork, probe as measure};
 use lowtide_planner::Machine;
 
 use crate::basis::net_of;
@@ -75,10 +75,15 @@ impl Probe<'_> {
         };
         let _shown = measuring();
         let gpus = self.gpus.or(run.map(|run| run.gpus)).unwrap_or(1);
-        let net = net_of(gpus, device)?;
+        let work = RankWork {
+            threads,
+            ranks: gpus,
+            optimizer: options.optimizer,
+        };
+        let (net, links) = net_of(gpus, device, work)?;
         let sample = run.and_then(sample_of);
         let mut machine = measure(&options, [None, decoder.as_deref()], sample.as_ref())?;
-        machine.net = net;
+        (machine.net, machine.links) = (net, links);
         Ok(machine)
     }
 }

@@ -28,6 +28,13 @@ pub struct Queue {
 #[derive(Debug)]
 struct Stream(sys::CUstream);
 
+/// Which kernels get a multiprocessor first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Priority {
+    Usual,
+    First,
+}
+
 // SAFETY: the driver's handle may be used from every thread.
 unsafe impl Send for Stream {}
 // SAFETY: as above.
@@ -47,14 +54,31 @@ impl Queue {
     /// # Errors
     /// The driver's.
     pub fn paced(gpu: &Gpu, pace: Option<Pace>) -> Result<Self, CudaError> {
+        Self::made(gpu, pace, Priority::Usual)
+    }
+
+    /// A queue whose kernels go before those of other queues: where both have blocks of threads that wait for a
+    /// multiprocessor, its own come first. For short kernels that others wait for, beside long ones.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn first(gpu: &Gpu) -> Result<Self, CudaError> {
+        Self::made(gpu, gpu.pace(), Priority::First)
+    }
+
+    fn made(gpu: &Gpu, pace: Option<Pace>, priority: Priority) -> Result<Self, CudaError> {
         gpu.bind()?;
-        let mut stream = std::ptr::null_mut();
-        // SAFETY: writes one handle; the context is current.
-        ok("cuStreamCreate", unsafe {
-            sys::cuStreamCreate(
-                &raw mut stream,
-                sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32,
-            )
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        let (mut stream, mut greatest) = (std::ptr::null_mut(), 0);
+        if priority == Priority::First {
+            // SAFETY: writes one number (the least priority is not asked for); the context is current.
+            ok("cuCtxGetStreamPriorityRange", unsafe {
+                sys::cuCtxGetStreamPriorityRange(std::ptr::null_mut(), &raw mut greatest)
+            })?;
+        }
+        // SAFETY: writes one handle; the context is current. 0 is the usual priority.
+        ok("cuStreamCreateWithPriority", unsafe {
+            sys::cuStreamCreateWithPriority(&raw mut stream, flags, greatest)
         })?;
         Ok(Self {
             gpu: gpu.clone(),

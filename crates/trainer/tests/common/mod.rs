@@ -313,6 +313,7 @@ pub fn machine() -> Machine {
         d2h: BytesPerSecond(1e10),
         copy_overhead: Seconds(1e-6),
         net: None,
+        links: None,
         network: None,
         updates: Updates::of(UpdateRate {
             optimizer: Optimizer::default(),
