@@ -162,6 +162,10 @@ pub struct Choice {
     /// Home of each unit's weights. `Device`: a copy stays there; the truth is beside the
     /// optimizer state unless the update runs on the device.
     pub weights: Vec<Tier>,
+    /// Units whose frozen tensors (bases and projectors) stay on the device wherever the weights are that they train;
+    /// empty: none does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<bool>,
     /// Home of each unit's optimizer state.
     pub optimizer: Vec<Tier>,
     /// Where each unit's update runs.
@@ -199,6 +203,7 @@ impl Choice {
             order: LoopOrder::LayerMajor,
             pieces: Pieces::Unit,
             weights: vec![Tier::Device; n],
+            bases: Vec::new(),
             optimizer: vec![Tier::Device; n],
             update: vec![Processor::Device; n],
             gradients: vec![Tier::Device; n],
@@ -213,6 +218,15 @@ impl Choice {
             round: 0,
             durable: false,
             direct: Direct::NONE,
+        }
+    }
+
+    /// Home of a unit's weights that are trained, or of its frozen ones.
+    #[must_use]
+    pub fn home(&self, unit: usize, frozen: bool) -> Tier {
+        match frozen && self.bases.get(unit) == Some(&true) {
+            true => Tier::Device,
+            false => self.weights[unit],
         }
     }
 

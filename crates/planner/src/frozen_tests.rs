@@ -5,7 +5,7 @@ use lowtide_workload::{ParamId, ParamKind};
 
 use crate::build::build;
 use crate::check::check;
-use crate::choice::{Budgets, Choice, Clip, LoopOrder};
+use crate::choice::{Budgets, Choice, Clip, LoopOrder, Processor};
 use crate::plan::{PartName, Plan, Tensor, Tier, Work};
 use crate::testing::{frozen, machine, untied, workload};
 use crate::tests::{CLIPS, every_choice};
@@ -38,6 +38,11 @@ fn plans_with_frozen_parameters_pass_the_checker() {
                 }
                 if accumulate == 3 && i % 4 == 0 {
                     (c.round, c.order) = (2, LoopOrder::LayerMajor);
+                }
+                if i.is_multiple_of(2) {
+                    c.bases = (0..w.units.len())
+                        .map(|u| (u + i / 12).is_multiple_of(2))
+                        .collect();
                 }
                 let clip = CLIPS[i % 3];
                 let plan = build(&w, &c, clip, Budgets::UNLIMITED, &machine());
@@ -88,8 +93,12 @@ fn what_drives_read_and_write_is_told() {
     }
     let told = explain_cores(&plan, &subspaces);
     let bytes = up.frozen;
-    let want = format!("frozen tensors) {bytes} over the link, {bytes} of it from the drives,");
-    assert!(told.contains(&want), "{told}");
+    for want in [
+        &*format!("frozen tensors) {bytes} over the link, {bytes} of it from the drives,"),
+        "bases of 0 of 1 units stay on the device",
+    ] {
+        assert!(told.contains(want), "{told}");
+    }
     c.weights.fill(Tier::Host);
     let plan = build(&w, &c, Clip::Exact, Budgets::UNLIMITED, &machine());
     let told = explain_cores(&plan, &subspaces);
@@ -97,6 +106,42 @@ fn what_drives_read_and_write_is_told() {
         told.contains(&format!("frozen tensors) {bytes} over the link, and")),
         "{told}"
     );
+}
+
+/// A base that stays on the device while the core that is trained beside it does not: it is read over no link, and what
+/// is read of the others is as it was.
+#[test]
+fn a_base_may_stay_alone() {
+    let w = frozen(workload(2, 1), &[2, 5]);
+    let mut c = Choice::resident(&w);
+    c.weights.fill(Tier::Host);
+    c.optimizer.fill(Tier::Host);
+    c.update.fill(Processor::Host);
+    let moved = |c: &Choice| {
+        let plan = build(&w, c, Clip::Exact, Budgets::UNLIMITED, &machine());
+        check(&plan, &w, Clip::Exact).expect("it is right");
+        let device = plan
+            .slots
+            .iter()
+            .filter(|s| s.persistent && s.tier == Tier::Device);
+        let held: u64 = device
+            .filter(|s| matches!(s.tensor, Tensor::Weight(p) if plan.pieces[p].frozen))
+            .map(|s| s.bytes)
+            .sum();
+        let [up, ..] = traffic(&plan);
+        (up.frozen.0, up.weights.0, held)
+    };
+    let (frozen, weights, held) = moved(&c);
+    assert!(frozen > 0 && held == 0);
+    c.bases = vec![false, true, false, false];
+    let half = moved(&c);
+    // The last block's is read once: it is still there when backward begins.
+    assert_eq!((frozen, half.0, half.1), (3 * half.2, half.2, weights));
+    c.bases = vec![true; 4];
+    let all = moved(&c);
+    assert_eq!((all.0, all.1, all.2), (0, weights, 2 * half.2));
+    // What is trained and what has nothing frozen stays where it was.
+    assert!(half.2 > 0 && c.home(1, false) == Tier::Host && c.home(1, true) == Tier::Device);
 }
 
 /// A frozen piece that is updated or has an accumulator is not this workload's plan, nor is one that says it is

@@ -1,10 +1,10 @@
 //! What a steady step moves over the links and to and from the drives, by what it is.
 
-use lowtide_units::Bytes;
-use lowtide_workload::{ParamKind, Workload};
+use lowtide_units::{Bytes, ids};
+use lowtide_workload::{ParamKind, Unit, Workload};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{LaneKind, Plan, Tensor, Work};
+use crate::plan::{LaneKind, Plan, Tensor, Tier, Work};
 
 /// Bytes of a steady step one way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,11 +70,18 @@ pub fn explain_cores(plan: &Plan, w: &Workload) -> String {
     }
     let others = w.trained() as f64 / 1e6 - core;
     let [up, down, read, _] = traffic(plan);
+    let based = |unit: &Unit| ids(&unit.params).any(|p| w.params[p].kind == ParamKind::Base);
+    let based: Vec<usize> = (0..w.units.len()).filter(|&u| based(&w.units[u])).collect();
+    let near = based
+        .iter()
+        .filter(|&&u| plan.choice.home(u, true) == Tier::Device);
+    let (near, all) = (near.count(), based.len());
     format!(
         "in subspaces: of {base:.1} M numbers of the blocks' matrices {core:.1} M are trained, along {projector:.1} M of \
          projectors; {others:.1} M others are trained as they are; numbers differ from exact training\n\
          a step reads of what it does not write (bases, projectors, frozen tensors) {}, and moves up {} of trained weights and {} of state, down {} of \
-         gradients and {} of state\n",
+         gradients and {} of state\n\
+         bases of {near} of {all} units stay on the device\n",
         match (up.frozen, read.frozen) {
             (Bytes::ZERO, _) => "what stays on the device".to_owned(),
             (bytes, Bytes::ZERO) => format!("{bytes} over the link"),

@@ -44,6 +44,12 @@ fn place(d: &Decoder, i: usize) -> Choice {
     if i.is_multiple_of(2) {
         c.pieces = Pieces::Split(256);
     }
+    if !i.is_multiple_of(3) {
+        // Bases stay on the device alone, of each second unit.
+        c.bases = (0..c.weights.len())
+            .map(|u| (u + i / 6).is_multiple_of(2))
+            .collect();
+    }
     c
 }
 

@@ -88,7 +88,7 @@ impl Emitter<'_> {
     fn persistent_operands(&self, st: &mut Live) {
         for p in self.pieces.ids() {
             let unit = self.unit_of(p);
-            if self.choice.weights[unit] == Tier::Device {
+            if self.weight_tier(p) == Tier::Device {
                 let slot = self.homes.resident[p].unwrap_or(self.homes.weight[p]);
                 st.device.insert(Tensor::Weight(p), slot);
             }

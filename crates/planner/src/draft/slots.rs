@@ -83,6 +83,11 @@ impl Emitter<'_> {
         self.homes.state[p].expect("what is updated has state")
     }
 
+    /// Where operations of a step find a piece's weights, or where they are fetched from.
+    pub(super) fn weight_tier(&self, p: PieceId) -> Tier {
+        self.choice.home(self.unit_of(p), self.pieces[p].frozen)
+    }
+
     pub(super) fn unit_of(&self, p: PieceId) -> usize {
         self.pieces[p].unit as usize
     }
@@ -105,7 +110,8 @@ impl Emitter<'_> {
             let (weight, state) = (self.weight_bytes(p), self.state_bytes(p));
             if self.pieces[p].frozen {
                 // Nobody writes it: where it is read from is its only place.
-                weight_homes.push(self.home(self.choice.weights[unit], weight, Tensor::Weight(p)));
+                let tier = self.choice.home(unit, true);
+                weight_homes.push(self.home(tier, weight, Tensor::Weight(p)));
                 resident.push(None);
                 host_copy.push(None);
                 state_homes.push(None);
@@ -419,7 +425,7 @@ impl Emitter<'_> {
                     Tier::Device
                 }
             }
-            Tensor::Weight(p) => self.choice.weights[self.unit_of(p)],
+            Tensor::Weight(p) => self.weight_tier(p),
             _ => Tier::Device,
         }
     }
@@ -427,7 +433,7 @@ impl Emitter<'_> {
     /// Whether a tensor has a slot on the device that stays.
     pub(super) fn fixed(&self, t: Tensor) -> bool {
         match t {
-            Tensor::Weight(p) => self.choice.weights[self.unit_of(p)] == Tier::Device,
+            Tensor::Weight(p) => self.weight_tier(p) == Tier::Device,
             Tensor::Losses | Tensor::Cache(_) => true,
             Tensor::Gradient(p) => {
                 self.homes.gradient[p].is_some()

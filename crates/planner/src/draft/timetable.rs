@@ -439,7 +439,7 @@ impl Emitter<'_> {
             let moved = |tier| tier != Tier::Device;
             let on_device = self.updated_on_device(p);
             let copied = self.homes.resident[p].is_some();
-            let fetched = copied || self.choice.weights[self.unit_of(p)] != Tier::Device;
+            let fetched = copied || self.weight_tier(p) != Tier::Device;
             let written = match self.choice.durable {
                 true => wb + sb,
                 false => sum(&disk, &all[..2]),

@@ -261,7 +261,9 @@ impl Climb<'_, '_> {
         if self.off_the_drives() {
             return;
         }
-        for order in ORDERS {
+        let bases = [[Count::Base, Count::Resident, Count::Stored]];
+        let bases = bases.iter().filter(|_| knobs.bases);
+        for &order in ORDERS.iter().chain(bases) {
             // Nothing moves that need not.
             let mut mix = least.with(Count::Staying, usize::MAX, w, knobs);
             if self.search.settled(&mix).is_none() {
@@ -504,7 +506,11 @@ impl Climb<'_, '_> {
         let (w, knobs) = (self.search.r.workload, self.search.knobs);
         let mut better = false;
         for up in [true, false] {
-            for refill in [Count::Resident, Count::Near, Count::Copies] {
+            let paid = [Count::Resident, Count::Near, Count::Copies, Count::Base];
+            for refill in paid
+                .into_iter()
+                .filter(|&c| c != Count::Base || knobs.bases)
+            {
                 let Some(mix) = self.moved(Count::Streamed, up, step) else {
                     continue;
                 };
@@ -533,8 +539,14 @@ impl Climb<'_, '_> {
     /// One knob gives up bytes, another takes as much as then fits.
     fn exchanges(&mut self, step: usize) -> bool {
         let mut better = false;
-        for from in Count::PAID {
-            for to in Count::PAID {
+        let bases = self.search.knobs.bases;
+        let paid = || {
+            Count::PAID
+                .into_iter()
+                .filter(|&c| c != Count::Base || bases)
+        };
+        for from in paid() {
+            for to in paid() {
                 if from != to
                     && let Some(mix) = self.moved(from, false, step)
                 {

@@ -78,7 +78,10 @@ impl Search<'_> {
             }
             // A frozen parameter has no state.
             let params = ids(&unit.params).map(|p| &w.params[p]);
-            let params: Vec<&Param> = params.filter(|p| weights || !p.frozen).collect();
+            let based = choice.bases.get(u) == Some(&true);
+            let params: Vec<&Param> = params
+                .filter(|p| !p.frozen || (weights && !based))
+                .collect();
             let n: u64 = params
                 .iter()
                 .map(|p| w.padded(p) / u64::from(w.ranks))

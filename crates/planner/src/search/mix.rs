@@ -8,7 +8,7 @@
 //! last have the latest deadlines: what does not fit on the host goes to disk from there.
 
 use lowtide_units::{Bytes, ids};
-use lowtide_workload::{UnitKind, Workload};
+use lowtide_workload::{Unit, UnitKind, Workload};
 
 use std::ops::Deref;
 
@@ -31,6 +31,8 @@ pub(super) struct Knobs {
     device: u64,
     /// Whether there are drives.
     disk: bool,
+    /// Whether units have frozen tensors beside trained ones, whose homes may differ.
+    pub bases: bool,
     /// Which transfers pass no host memory.
     pub direct: Direct,
     /// What a running session has in its homes: every mix gets the same, and differs in what comes and goes alone.
@@ -63,6 +65,7 @@ impl Knobs {
             grain: [tensor, state],
             device: r.budgets.device.0,
             disk: r.budgets.disk.0 > 0,
+            bases: w.units.iter().any(|unit| has_base(w, unit)),
             direct,
             held: None,
         }
@@ -89,6 +92,12 @@ impl Knobs {
             updates: of(updates, self.grain[1]),
         }
     }
+}
+
+/// Whether a unit has frozen tensors beside trained ones.
+fn has_base(w: &Workload, unit: &Unit) -> bool {
+    let frozen = |off: bool| ids(&unit.params).any(|p| w.params[p].frozen == off);
+    frozen(true) && frozen(false)
 }
 
 impl Deref for Knobs {
@@ -118,6 +127,9 @@ pub(super) enum Count {
     Streamed,
     /// Of the others, the last ones, whose weights have a copy that stays on the device.
     Copies,
+    /// Of those without a copy, units whose frozen tensors stay on the device, spread evenly, so that those which are
+    /// fetched come between them.
+    Base,
     /// Of the others, the first ones, whose gradients wait on the device.
     Near,
     /// Rungs of the blocks' ladders, summed over blocks: all have the same number, and the last ones one more.
@@ -129,10 +141,11 @@ pub(super) enum Count {
 }
 
 impl Count {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Resident,
         Self::Streamed,
         Self::Copies,
+        Self::Base,
         Self::Near,
         Self::Stored,
         Self::Staying,
@@ -140,9 +153,10 @@ impl Count {
     ];
 
     /// Those that pay with bytes of the device.
-    pub(super) const PAID: [Self; 5] = [
+    pub(super) const PAID: [Self; 6] = [
         Self::Resident,
         Self::Copies,
+        Self::Base,
         Self::Near,
         Self::Stored,
         Self::Staying,
@@ -222,7 +236,7 @@ impl Mix {
         let device = |pin: Option<Tier>| pin.is_none_or(|t| t == Tier::Device);
         let others = || n - self.get(Count::Resident).min(n);
         match count {
-            Count::Resident | Count::Streamed | Count::Copies | Count::Near
+            Count::Resident | Count::Streamed | Count::Copies | Count::Base | Count::Near
                 if pins.held.is_some() =>
             {
                 0
@@ -238,6 +252,9 @@ impl Mix {
                 others()
             }
             Count::Copies if pins.weights.is_none() => others(),
+            Count::Base if pins.bases && pins.weights.is_none() => {
+                others() - self.get(Count::Copies).min(others())
+            }
             Count::Near if pins.gradients.is_none() => others(),
             Count::Stored | Count::Staying | Count::Spilled if pins.recompute.is_some() => 0,
             Count::Stored => match pins.activations {
@@ -297,6 +314,7 @@ impl Mix {
             order: self.order,
             pieces: self.pieces,
             weights: vec![pins.weights.unwrap_or(Tier::Host); n],
+            bases: Vec::new(),
             optimizer: vec![optimizer; n],
             update: vec![update; n],
             gradients: vec![pins.gradients.unwrap_or(self.waiting); n],
@@ -331,8 +349,19 @@ impl Mix {
                 choice.update[u] = Processor::Device;
             }
         }
-        for &u in others.iter().rev().take(self.get(Count::Copies)) {
+        let copies = self.get(Count::Copies);
+        for &u in others.iter().rev().take(copies) {
             choice.weights[u] = Tier::Device;
+        }
+        let (bases, rest) = (
+            self.get(Count::Base),
+            others.len() - copies.min(others.len()),
+        );
+        if bases > 0 {
+            choice.bases = vec![false; n];
+            for (i, &u) in others[..rest].iter().enumerate() {
+                choice.bases[u] = (i + 1) * bases / rest > i * bases / rest;
+            }
         }
         for &u in others.iter().take(self.get(Count::Near)) {
             choice.gradients[u] = Tier::Device;

@@ -7,7 +7,7 @@ use super::{Knobs, Pins, Request, Search, Seen, fits};
 use crate::choice::{Ahead, Budgets, Choice, Clip, Direct, LoopOrder, Pieces, Processor, Saved};
 use crate::machine::Machine;
 use crate::plan::Tier;
-use crate::testing::{machine, workload};
+use crate::testing::{frozen, machine, workload};
 
 /// What a unit may get.
 #[derive(Clone, Copy)]
@@ -162,4 +162,88 @@ fn the_search_is_within_three_percent_of_trying_everything() {
     }
     // The grid is coarse: the search may be better, never by finding another problem.
     assert!(worst > -0.5, "{worst}");
+}
+
+/// Every choice of where the weights of each unit are: all on the host, all with a copy on the device, or only the
+/// frozen ones there; with gradients on either side and all or none of the saved tensors kept.
+fn grid_of_bases(w: &Workload) -> Vec<Choice> {
+    let n = w.units.len();
+    let mut all = Vec::new();
+    for code in 0..3usize.pow(n as u32) {
+        for gradients in [Tier::Device, Tier::Host] {
+            for kept in [0, n - 2] {
+                let mut c = Choice::resident(w);
+                c.gradients = vec![gradients; n];
+                c.bases = vec![false; n];
+                let mut rest = code;
+                for u in 0..n {
+                    give(&mut c, u, Class::Host);
+                    match rest % 3 {
+                        0 => {}
+                        1 => c.weights[u] = Tier::Device,
+                        _ => c.bases[u] = true,
+                    }
+                    rest /= 3;
+                }
+                c.ahead = Ahead::each(Bytes(64 << 20));
+                c.keep_blocks(w, kept, 0);
+                all.push(c);
+            }
+        }
+    }
+    all
+}
+
+/// Of blocks that have a frozen matrix beside a trained one, as in training in subspaces: where links are slow and the
+/// device cannot hold all of both, frozen ones stay there alone.
+#[test]
+fn bases_that_stay_alone_are_found() {
+    let w = frozen(workload(3, 1), &[2, 5, 8]);
+    let (all, whole) = (
+        grid_of_bases(&w),
+        crate::testing::needs(&w, &Choice::resident(&w), Clip::Exact)[0],
+    );
+    let (_, m) = machines().swap_remove(2);
+    let (seen, mut gains) = (Seen::default(), 0);
+    for share in [0.2, 0.25, 0.3, 0.35, 0.4] {
+        let budgets = Budgets {
+            device: Bytes((whole as f64 * share) as u64),
+            host: Bytes(64 << 20),
+            disk: Bytes(0),
+        };
+        let request = Request {
+            workload: &w,
+            machine: &m,
+            budgets,
+            clip: Clip::Exact,
+            // Updates on the host, so that bytes of the device are for weights.
+            pins: Pins {
+                optimizer: Some(Tier::Host),
+                update: Some(Processor::Host),
+                ..Pins::default()
+            },
+        };
+        let knobs = Knobs::new(&request, Direct::NONE);
+        let search = Search::new(request, &knobs, &seen);
+        // The fastest without bases that stay alone, and with.
+        let mut best = [f64::INFINITY; 2];
+        for c in &all {
+            let size = search.size(c);
+            let with = usize::from(c.bases.contains(&true));
+            if size.bound < best[with] && fits(&size.need, &budgets) && search.holds_whole(c) {
+                best[with] = best[with].min(search.seconds(c));
+            }
+        }
+        let fresh = Seen::default();
+        let found = Search::new(request, &knobs, &fresh).best().expect("fits");
+        assert!(
+            found.seconds <= best[0].min(best[1]) * 1.03,
+            "{share} of the device: {} found, {best:?} exist\n{:?}",
+            found.seconds,
+            found.mix
+        );
+        let uses = found.choice.bases.contains(&true);
+        gains += usize::from(uses && found.seconds < 0.99 * best[0]);
+    }
+    assert!(gains > 0, "no plan is faster for it");
 }

@@ -49,6 +49,9 @@ fn is_trained(w: &Workload, unit: usize) -> bool {
 /// What becomes of one unit.
 fn of_unit(w: &Workload, choice: &Choice, unit: usize) -> BTreeSet<String> {
     let mut all = BTreeSet::from([format!("weights {}", place(choice.weights[unit]))]);
+    if choice.home(unit, true) != choice.weights[unit] {
+        all.insert("frozen weights on the device".to_owned());
+    }
     if is_trained(w, unit) {
         all.extend([
             format!("optimizer state {}", place(choice.optimizer[unit])),
@@ -204,6 +207,10 @@ pub(super) fn slice_choice(whole: &Workload, choice: &Choice, slice: &Workload) 
         round: choice.round,
         pieces: choice.pieces,
         weights: like.iter().map(|&u| choice.weights[u]).collect(),
+        bases: match choice.bases.is_empty() {
+            true => Vec::new(),
+            false => like.iter().map(|&u| choice.bases[u]).collect(),
+        },
         optimizer: like.iter().map(|&u| choice.optimizer[u]).collect(),
         update: like.iter().map(|&u| choice.update[u]).collect(),
         gradients: like.iter().map(|&u| choice.gradients[u]).collect(),
@@ -232,6 +239,9 @@ pub(super) fn use_every_tier(whole: &Choice, slice: &mut Choice, w: &Workload) {
             && let Some(block) = blocks.next()
         {
             slice.weights[block] = whole.weights[like];
+            if let Some(based) = slice.bases.get_mut(block) {
+                *based = whole.bases[like];
+            }
             slice.optimizer[block] = whole.optimizer[like];
             slice.update[block] = whole.update[like];
             slice.gradients[block] = whole.gradients[like];
