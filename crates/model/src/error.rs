@@ -67,11 +67,13 @@ pub enum ModelError {
         need: String,
     },
     /// A pattern of names that is the name of no tensor.
-    #[error("`{pattern}` names no tensor of the model, which has {}", names.join(", "))]
+    #[error("{key}: `{pattern}` names no tensor of the model, which has {}", names.join(", "))]
     NothingLike {
+        /// The key of the run file that has it.
+        key: &'static str,
         /// The pattern as the run file has it.
         pattern: String,
-        /// The names of the ends and of the first block.
+        /// Its tensors' names; of those that differ in numbers only the first.
         names: Vec<String>,
     },
     /// Two tensors of one computation of which one is to be frozen.

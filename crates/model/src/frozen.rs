@@ -1,5 +1,7 @@
 //! Which parameters are not trained, from patterns of names as a Hugging Face checkpoint has them.
 
+use std::collections::HashSet;
+
 use lowtide_units::List;
 use lowtide_workload::{ModelShape, ParamId};
 
@@ -22,7 +24,8 @@ pub fn frozen(
     unfreeze: &[String],
 ) -> Result<Vec<ParamId>, ModelError> {
     let specs = specs(shape);
-    known(&specs, freeze.iter().chain(unfreeze))?;
+    known(&specs, "train.freeze", freeze)?;
+    known(&specs, "train.unfreeze", unfreeze)?;
     let any = |patterns: &[String], name: &str| patterns.iter().any(|p| covers(p, name));
     let is_frozen = |name: &str| any(freeze, name) && !any(unfreeze, name);
     let mut all = Vec::new();
@@ -45,15 +48,17 @@ pub fn frozen(
     }
 }
 
-/// Whether each pattern names a tensor.
+/// Whether each pattern of a key of the run file names a tensor.
 pub(crate) fn known<'p>(
     specs: &List<ParamId, Spec>,
-    patterns: impl Iterator<Item = &'p String>,
+    key: &'static str,
+    patterns: impl IntoIterator<Item = &'p String>,
 ) -> Result<(), ModelError> {
     for pattern in patterns {
         let mut names = specs.iter().flat_map(|s| &s.parts);
         if !names.any(|(name, _)| covers(pattern, name)) {
             return Err(ModelError::NothingLike {
+                key,
                 pattern: pattern.clone(),
                 names: examples(specs),
             });
@@ -96,17 +101,18 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
     pattern[p..].iter().all(|&c| c == b'*')
 }
 
-/// Names to choose from: those of the ends and of the first block, of its experts those of the first.
+/// Names to choose from: of those that differ in numbers only, which are those of blocks and of experts, the first.
 fn examples(specs: &List<ParamId, Spec>) -> Vec<String> {
-    let last = specs.iter().next_back().map_or(0, |s| s.unit);
-    let shown = specs.iter().filter(|s| s.unit <= 1 || s.unit == last);
-    // Of experts those of the first stand for all.
-    let other_expert = |name: &str| {
-        let after = name.split_once("experts.").map(|(_, rest)| rest);
-        after.is_some_and(|rest| !rest.starts_with("0."))
+    let mut seen = HashSet::new();
+    let names = specs.iter().flat_map(|s| &s.parts).map(|(name, _)| name);
+    let first = |name: &&String| {
+        let is_number = |part: &str| part.bytes().all(|c| c.is_ascii_digit());
+        let parts = name
+            .split('.')
+            .map(|part| if is_number(part) { "0" } else { part });
+        seen.insert(parts.collect::<Vec<_>>().join("."))
     };
-    let names = shown.flat_map(|s| &s.parts).map(|(name, _)| name);
-    names.filter(|name| !other_expert(name)).cloned().collect()
+    names.filter(first).cloned().collect()
 }
 
 #[cfg(test)]

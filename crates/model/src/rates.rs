@@ -47,7 +47,11 @@ pub fn check_rates(
         return Ok(());
     }
     let specs = specs(shape);
-    known(&specs, groups.iter().flat_map(|g| &g.names))?;
+    known(
+        &specs,
+        "optimizer.groups",
+        groups.iter().flat_map(|g| &g.names),
+    )?;
     for spec in specs.iter() {
         let mut names = spec.parts.iter().map(|(name, _)| name);
         let Some(first) = names.next() else { continue };

@@ -164,9 +164,13 @@ fn what_cannot_be_frozen_is_told() {
         (
             &llama,
             &["model.layer.0"][..],
-            "`model.layer.0` names no tensor of the model, which has",
+            "train.freeze: `model.layer.0` names no tensor of the model, which has",
         ),
-        (&llama, &["*", "!nothing"], "`nothing` names no tensor"),
+        (
+            &llama,
+            &["*", "!nothing"],
+            "train.unfreeze: `nothing` names no tensor",
+        ),
         // A tied head has no tensor of its own.
         (
             &gpt2,

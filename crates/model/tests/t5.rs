@@ -314,6 +314,28 @@ fn configurations_of_transformers_5_are_read_as_it_reads_them() {
     }
 }
 
+/// A name to choose from for each tensor of a block of either stack.
+#[test]
+fn a_pattern_that_names_nothing_is_refused_with_the_names_of_both_stacks() {
+    let shape = load_shape(&folder("t5")).expect("a supported config.json");
+    let said = lowtide_model::frozen(&shape, &["encoder.blocks".to_owned()], &[]);
+    let said = said.expect_err("no such tensor").to_string();
+    assert!(
+        said.starts_with("train.freeze: `encoder.blocks` names no tensor"),
+        "{said}"
+    );
+    for name in [
+        "shared.weight",
+        "encoder.block.0.layer.0.SelfAttention.q.weight",
+        "encoder.block.0.layer.1.DenseReluDense.wo.weight",
+        "decoder.block.0.layer.1.EncDecAttention.v.weight",
+        "decoder.final_layer_norm.weight",
+    ] {
+        assert_eq!(said.matches(name).count(), 1, "{name}: {said}");
+    }
+    assert!(!said.contains("block.1."), "{said}");
+}
+
 /// Files of the first T5 have tensors that nobody reads.
 #[test]
 fn what_files_have_beside_is_left_out() {
