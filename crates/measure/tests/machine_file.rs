@@ -69,6 +69,49 @@ fn a_file_without_rates_says_which_key_is_missing() {
     );
 }
 
+/// A slip in a key would leave the rate that it means unknown or estimated.
+#[test]
+fn a_key_that_nothing_reads_is_refused() {
+    let updates = json!([{"optimizer": "lion", "host": 1e9, "device": 1e9}]);
+    let disk = json!({"read": 1e9, "write": 1e9, "mixed": 1e9, "latency": 0.0});
+    let direct = json!({"read": 1e9, "write": 1e9, "mixed": 1e9, "latency": 0.0, "most": 1});
+    let with = |at: &Value, key: &str, value: Value| {
+        let mut all = at.clone();
+        all[key] = value;
+        all
+    };
+    for (keys, unknown) in [
+        (json!({"h2d_rate": 1e9}), "h2d_rate"),
+        (json!({"disk": with(&disk, "raed", json!(1))}), "raed"),
+        (json!({"disk": with(&disk, "direct", direct)}), "most"),
+        (
+            json!({"net": {"ranks": 2, "rate": 1e9, "latency": 0.0, "host": 1}}),
+            "host",
+        ),
+        (
+            json!({"network": {"rate": 1e9, "latency": 0.0, "hosts": 1}}),
+            "hosts",
+        ),
+        (
+            json!({"shared": [{"name": "cores", "share": {}, "lanes": 1}]}),
+            "lanes",
+        ),
+        (json!({"together": [{"speed": {}, "lanes": 1}]}), "lanes"),
+        (
+            json!({"updates": [{"host": 1e9, "device": 1e9, "moment": "bf16"}]}),
+            "moment",
+        ),
+    ] {
+        let mut all = json!({ "updates": updates });
+        let keys = keys.as_object().unwrap().clone();
+        all.as_object_mut().unwrap().extend(keys);
+        let error = read(all).unwrap_err();
+        let want = format!("unknown field `{unknown}`");
+        assert!(error.contains(&want), "{unknown}: {error}");
+    }
+    read(json!({ "updates": updates, "disk": disk })).expect("all of its keys are known");
+}
+
 #[test]
 fn each_optimizer_has_its_own_rate_or_one_by_the_bytes_moved() {
     let machine = read(json!({

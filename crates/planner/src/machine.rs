@@ -36,6 +36,7 @@ pub struct BadRate {
 
 /// Transfers between drives and the device's memory that pass no host memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DirectRates {
     /// Rate of reads while nothing is written.
     pub read: BytesPerSecond,
@@ -79,6 +80,7 @@ impl DirectRates {
 
 /// One drive, or several that are striped.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DiskRates {
     /// Rate of reads while nothing is written.
     pub read: BytesPerSecond,
@@ -130,6 +132,7 @@ impl DiskRates {
 
 /// What ranks exchange with each other.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NetRates {
     /// How many ranks it was measured with.
     pub ranks: u32,
@@ -145,6 +148,7 @@ pub struct NetRates {
 /// What each rank of a host gets while all ranks there do the same: their links end in one memory, and some of them in
 /// one switch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RankLinks {
     /// How many ranks of a host it was measured with.
     pub ranks: u32,
@@ -167,6 +171,7 @@ fn is_one(n: &u32) -> bool {
 
 /// What connects hosts that are alike.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NetworkRates {
     /// What each host gets from all others together, and sends them at the same time.
     pub rate: BytesPerSecond,
@@ -176,6 +181,7 @@ pub struct NetworkRates {
 
 /// Something that several lanes draw on at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Shared {
     /// Name for people: `cores`, `host memory`.
     pub name: String,
@@ -219,7 +225,8 @@ pub struct Machine {
     /// What connects it with hosts like it, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkRates>,
-    /// Optimizers that were measured. Others are estimated: [`Machine::update`].
+    /// Optimizers that were measured. Others are estimated: [`Machine::update`]. What reads them gets every key that no
+    /// other field has, and refuses those that it does not know.
     #[serde(flatten)]
     pub updates: Updates,
     /// Time to start a task on the host.

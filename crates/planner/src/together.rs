@@ -8,6 +8,7 @@ use crate::lanes::Lane;
 
 /// Lanes that were measured while they ran at once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Together {
     /// By lane (`gpu`, `h2d`, `d2h`, `disk-read`, `disk-write`, `host`): its rate while all of them
     /// run over its rate alone, 1 where the others do not disturb it.

@@ -1,11 +1,15 @@
 //! How fast a machine updates parameters, by optimizer.
 
+use std::collections::BTreeMap;
+
 use lowtide_units::Seconds;
 use lowtide_workload::{Moments, Optimizer, OptimizerName};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 /// The measured rates of one optimizer with one storage of its moments.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Entry")]
 pub struct UpdateRate {
     /// The optimizer, with the storage of its moments.
     #[serde(flatten)]
@@ -14,6 +18,31 @@ pub struct UpdateRate {
     pub host: f64,
     /// On the device, parameters a second.
     pub device: f64,
+}
+
+/// As a file has it, where every key must be one of these.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    #[serde(default)]
+    optimizer: OptimizerName,
+    #[serde(default)]
+    moments: Moments,
+    host: f64,
+    device: f64,
+}
+
+impl From<Entry> for UpdateRate {
+    fn from(entry: Entry) -> Self {
+        Self {
+            optimizer: Optimizer {
+                name: entry.optimizer,
+                moments: entry.moments,
+            },
+            host: entry.host,
+            device: entry.device,
+        }
+    }
 }
 
 /// The rates of a machine's updates: one entry an optimizer that was measured, at least one.
@@ -35,17 +64,27 @@ struct File {
     device_adamw: Option<f64>,
     #[serde(default)]
     adamw_moments: Moments,
+    /// Keys of the file that nothing reads.
+    #[serde(flatten)]
+    unknown: BTreeMap<String, IgnoredAny>,
 }
 
 impl TryFrom<File> for Updates {
-    type Error = &'static str;
+    type Error = String;
 
     fn try_from(file: File) -> Result<Self, Self::Error> {
+        if let Some(key) = file.unknown.keys().next() {
+            return Err(format!("unknown field `{key}`"));
+        }
         let mut updates = file.updates;
         match (file.host_adamw, file.device_adamw) {
             (None, None) => {}
-            (Some(_), None) => return Err("missing field `device_adamw` beside `host_adamw`"),
-            (None, Some(_)) => return Err("missing field `host_adamw` beside `device_adamw`"),
+            (Some(_), None) => {
+                return Err("missing field `device_adamw` beside `host_adamw`".to_owned());
+            }
+            (None, Some(_)) => {
+                return Err("missing field `host_adamw` beside `device_adamw`".to_owned());
+            }
             (Some(host), Some(device)) => {
                 let optimizer = Optimizer {
                     moments: file.adamw_moments,
@@ -59,7 +98,7 @@ impl TryFrom<File> for Updates {
             }
         }
         match updates.is_empty() {
-            true => Err("missing field `updates`: no rate of an update"),
+            true => Err("missing field `updates`: no rate of an update".to_owned()),
             false => Ok(Self { updates }),
         }
     }
