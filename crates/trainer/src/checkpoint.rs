@@ -611,11 +611,12 @@ pub fn load(
 
 /// Where two numerics keys differ: the part's name, theirs and ours (null: it is not there). What other
 /// parts decide too comes last: the hash of the packed data, the default of the logits' chunk, settings of
-/// another optimizer.
+/// another optimizer. The name of a model's shape is that of the directory it was read from, and no part of it.
 #[must_use]
 pub fn differences(theirs: &Value, ours: &Value) -> Vec<(String, Value, Value)> {
     let mut all = Vec::new();
     differ("", theirs, ours, &mut all);
+    all.retain(|(part, ..)| part != "shape.name");
     let follows = ["data.fingerprint", "train.logits_chunk"];
     // Another optimizer has other settings.
     let named = all.iter().any(|(part, ..)| part == "optimizer.name");

@@ -150,6 +150,29 @@ fn result(output: &Path) -> (Vec<u8>, Vec<(u64, String, String)>) {
     (weights, lines)
 }
 
+/// The noise on embeddings is that of its step, whichever process makes it; and a model is the same one when its
+/// directory has another name.
+#[test]
+fn a_resumed_run_with_noise_and_a_model_that_moved_equals_an_unbroken_one() {
+    let noise = "train.neftune_alpha=5";
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = |name| run_file(dir.path(), name, RESIDENT, "exact");
+    let all = try_go(&file("plain"), &[], u64::MAX).expect("trains");
+    assert!(!all.0.stopped);
+    try_go(&file("whole"), &[noise], u64::MAX).expect("trains");
+    let want = result(&dir.path().join("whole"));
+    assert!(want.0 != result(&dir.path().join("plain")).0, "no noise");
+    let (part, moved) = (file("part"), dir.path().join("moved"));
+    let (report, _) = try_go(&part, &[noise], 5).expect("trains");
+    assert!(report.stopped && report.steps < 12);
+    fs::create_dir(&moved).expect("a writable directory");
+    fs::copy(dir.path().join("config.json"), moved.join("config.json")).expect("copied");
+    let config = format!("model.config={}", moved.join("config.json").display());
+    let (report, _) = try_go(&part, &[noise, &config], u64::MAX).expect("goes on");
+    assert!(!report.stopped && report.part.after_step >= 5);
+    assert!(result(&dir.path().join("part")) == want);
+}
+
 /// The state of every optimizer goes through a checkpoint whole, scales too; a checkpoint of one optimizer or
 /// kind of moments is refused by a run of another, which names the key that differs.
 #[test]
