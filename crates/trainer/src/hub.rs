@@ -22,6 +22,7 @@ use crate::error::{HubProblem, PathProblem, TrainError};
 mod configs;
 mod data;
 mod patterns;
+mod shards;
 
 pub(crate) use data::data;
 use data::data_in_cache;

@@ -14,7 +14,7 @@
 //! names of files decide only within one that has no `data_files`. The text is untrusted: a pattern that could leave
 //! the snapshot, or be taken for an option, is refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::data::{MOST, SPLITS, Shard, list};
+use super::data::{MOST, SPLITS, list};
 use super::patterns::{WILD, is_like, is_safe, may_be_data, with_and_without};
+use super::shards::Shard;
 use super::{Hub, Kind, Name};
 use crate::error::HubProblem;
 
@@ -278,12 +279,12 @@ impl Hub {
     }
 }
 
-/// The files that are like one of some patterns, in the patterns' order. Else a pattern that none is like, or of which
-/// shards are missing, which is then a set of files as `train-*-of-00002.parquet`.
+/// The files that are like one of some patterns, in the patterns' order. Else a pattern that none is like, or a set of
+/// files, as `train-*-of-00002.parquet`, of which shards are missing that a pattern with a wildcard means.
 fn matching<'a>(all: &'a [PathBuf], like: &[String]) -> Result<Vec<&'a PathBuf>, String> {
     let (mut taken, mut files) = (BTreeSet::new(), Vec::new());
-    // Sets of which all is meant: of a shard that is named alone nobody says so.
-    let mut meant = BTreeSet::new();
+    // Sets that patterns mean, each with one of its files: of a shard that is named alone nobody says so.
+    let mut meant = BTreeMap::new();
     for pattern in like {
         let literal = pattern.split(WILD).next().unwrap_or_default();
         let begins = |file: &PathBuf| file.to_string_lossy().starts_with(literal);
@@ -296,7 +297,7 @@ fn matching<'a>(all: &'a [PathBuf], like: &[String]) -> Result<Vec<&'a PathBuf>,
             if pattern.contains(WILD)
                 && let Some(shard) = Shard::of(file)
             {
-                meant.insert(shard.set);
+                meant.insert(shard.set, file);
             }
         }
         if !found {
@@ -304,13 +305,24 @@ fn matching<'a>(all: &'a [PathBuf], like: &[String]) -> Result<Vec<&'a PathBuf>,
         }
     }
     let shards: BTreeSet<Shard> = files.iter().filter_map(|file| Shard::of(file)).collect();
-    for set in meant {
+    let wild = |file: &PathBuf| {
+        let mut wild = like.iter().filter(|pattern| pattern.contains(WILD));
+        wild.any(|pattern| is_like(file, pattern))
+    };
+    let mut looked = 0;
+    for (set, file) in meant {
         let numbers: BTreeSet<usize> = shards
             .iter()
             .filter(|shard| shard.set == set)
             .map(|shard| shard.number)
             .collect();
-        if !set.is_whole(&numbers) {
+        if set.is_whole(&numbers) {
+            continue;
+        }
+        // Shards that no pattern means are left out with reason: `train-0000*` are the first ten.
+        let missing = set.missing(&numbers, file);
+        looked += missing.len();
+        if missing.is_empty() || looked >= MOST || missing.iter().any(wild) {
             return Err(set.to_string());
         }
     }

@@ -191,6 +191,19 @@ fn shards_are_whole_by_their_sets() {
         names(&two[..2])
     );
     assert_eq!(found(&all, &[two[1]]), names(&two[1..2]));
+    // A wildcard that means some of them.
+    assert_eq!(found(&all, &["en/train-00000*"]), names(&two[..1]));
+    let three = paths(&["b/x-00001-of-00003.csv", "b/x-00003-of-00003.csv"]);
+    let last = "b/x-00003-of-00003.csv";
+    assert_eq!(found(&three[1..], &["**/*3-of*"]), names(&[last]));
+    for like in ["b/x-0000[23]*", "b/*", "b/x-*2-of*"] {
+        let found = found(&three, &[like, last]);
+        assert!(found.is_err(), "{like}: {found:?}");
+    }
+    // As few as a pattern means are not all that it means, however many there are said to be.
+    let vast = paths(&["x-0-of-99999999999999999999.csv", "x-0-of-9999999999.csv"]);
+    assert!(found(&vast[1..], &["x-0*"]).is_err());
+    assert!(found(&vast, &["x-*"]).is_err());
     assert_eq!(found(&all, &[two[1], two[0]]), names(&[two[1], two[0]]));
     let set = "en/train-*-of-00002*.parquet";
     assert_eq!(found(&all[1..], &["*/train-*"]), lacks(set));

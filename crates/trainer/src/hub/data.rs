@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use lowtide_config::{Run, Source};
 
 use super::configs::Meant;
+use super::shards::Shard;
 use super::{Hub, Kind, Name, named, problem};
 use crate::error::{HubProblem, TrainError};
 
@@ -417,60 +418,6 @@ fn name_of_set(file: &str) -> &str {
     match name.strip_suffix(['-', '_', '.']) {
         Some(name) if name.len() + 1 < stem.len() => name,
         _ => stem,
-    }
-}
-
-/// Files whose names say of how many they are, in one folder, with one name and ending: `train-00000-of-00003.parquet`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct ShardSet {
-    /// Folder and name, up to the number.
-    before: String,
-    ending: String,
-    pub(super) count: usize,
-}
-
-impl ShardSet {
-    /// Whether these are the numbers of all of them, counted from 0 or from 1.
-    pub(super) fn is_whole(&self, numbers: &BTreeSet<usize>) -> bool {
-        let ends = numbers.first().zip(numbers.last());
-        numbers.len() == self.count
-            && ends.is_some_and(|(first, last)| *first <= 1 && last + 1 - first == self.count)
-    }
-}
-
-/// One of them.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Shard {
-    pub(super) set: ShardSet,
-    pub(super) number: usize,
-}
-
-impl Shard {
-    /// By the file's path; `None` where its name does not say of how many it is.
-    pub(super) fn of(file: &Path) -> Option<Self> {
-        let ending = file.extension()?.to_str()?.to_owned();
-        let path = file.to_str()?;
-        let (before, of) = path.rsplit_once("-of-")?;
-        if of.contains('/') {
-            return None;
-        }
-        let count = of.split(|c: char| !c.is_ascii_digit()).next()?;
-        let name = before.trim_end_matches(|c: char| c.is_ascii_digit());
-        Some(Self {
-            number: before[name.len()..].parse().ok()?,
-            set: ShardSet {
-                before: name.to_owned(),
-                ending,
-                count: count.parse().ok()?,
-            },
-        })
-    }
-}
-
-impl std::fmt::Display for ShardSet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (before, ending) = (&self.before, &self.ending);
-        write!(f, "{before}*-of-{:05}*.{ending}", self.count)
     }
 }
 
