@@ -122,7 +122,7 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "plan.machine",
-        doc: "File with measured rates, as `lowtide probe` writes it.",
+        doc: "File with measured rates, as `lowtide probe` writes it. Without it each command measures this machine; docs/faq.md says why.",
         kind: Kind::Path,
         default: Unset("this machine is probed"),
         elsewhere: &["machine_file"],
