@@ -37,7 +37,7 @@ pub const EDGES: &[(&str, &[&str])] = &[
         "measure",
         &[
             "units", "files", "random", "data", "workload", "planner", "tiers", "device",
-            "kernels", "model", "executor",
+            "kernels", "model", "executor", "report",
         ],
     ),
     (

@@ -9,7 +9,6 @@ mod args;
 mod bench;
 mod check;
 mod compare;
-mod curve;
 mod data;
 mod error;
 mod eval;

@@ -12,16 +12,18 @@ use lowtide_planner::search::outlook::{Change, Outlook};
 use lowtide_planner::traffic::{explain_cores, traffic};
 use lowtide_planner::waits::Cause;
 use lowtide_planner::{Machine, Plan, Source, Tier};
+use lowtide_report::memory::Memory;
 use lowtide_report::picture;
+use lowtide_report::step::waited_for;
+use lowtide_report::sweep::{Along, Sweep, html, svg, text};
 use lowtide_trainer::{
-    Along, Curve, LaneCompared, Launch, Names, OfCompression, OfExact, Phase, Place, PlanMade,
-    Planner, Seconds, StepsOfWrites, TrainError, WaitCompared, Wear, resolve,
+    Launch, Names, OfCompression, OfExact, Phase, Place, PlanMade, Planner, Seconds, StepsOfWrites,
+    TrainError, Wear, resolve,
 };
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
 use crate::args::{Clip, CurveOver, PlanArgs, Precision, texts};
-use crate::curve::{html, svg, table};
 use crate::error::{CliError, machine_json};
 use crate::out::{Out, bytes, place, quoted, seconds};
 use crate::progress::Waiting;
@@ -105,6 +107,9 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     ));
     out.text(&rates_line(machine));
     let cuda = planner.is_gpu();
+    let answers = planner.plan_answers(&made)?;
+    let memory = planner.memory(&made, answers.as_ref());
+    out.text(&memory.table().text());
     out.text(explain(plan, workload, cuda).trim_end());
     out.text(explain_choices(plan).trim_end());
     out.text((explain_updates(plan, machine, cuda) + &explain_cores(plan, workload)).trim_end());
@@ -122,7 +127,6 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     out.text(&format!(
         "{tokens_per_second:.1} tokens/s, {model_tflops:.2} model TFLOP/s"
     ));
-    let answers = planner.plan_answers(&made)?;
     if let Some(answers) = &answers {
         out.text(&answers.line());
     }
@@ -134,7 +138,7 @@ pub fn plan(args: &PlanArgs, out: Out) -> Answer {
     }
     drives(plan, machine).iter().for_each(|line| out.text(line));
     let mut answer = about;
-    describe(plan, &mut answer);
+    describe(plan, &memory, &mut answer);
     answer["tokens_per_second"] = json!(tokens_per_second);
     if let Some(answers) = answers {
         answer["answers"] = answers.json();
@@ -240,7 +244,7 @@ fn waits_line(waits: &[(Cause, Seconds)], step: f64, cuda: bool) -> Option<Strin
     let each: Vec<String> = waits
         .iter()
         .filter(|(_, s)| s.0 > 0.001 * step)
-        .map(|(cause, s)| format!("{} {}", cause.name(), seconds(s.0)))
+        .map(|(cause, s)| format!("{} {}", waited_for(cause.name()), seconds(s.0)))
         .collect();
     Some(format!(
         "{} waits {} a step: {}",
@@ -293,7 +297,7 @@ fn draw(
     made: &PlanMade,
     files: &Pictures,
     out: Out,
-) -> Result<Curve, CliError> {
+) -> Result<Sweep, CliError> {
     let along = match over {
         CurveOver::Device => Along::Device,
         CurveOver::Batch => Along::Batch,
@@ -301,7 +305,7 @@ fn draw(
     let waiting = Waiting::begin("planning the curve");
     let found = planner.curve(along, made, |done, of| waiting.at(done as u64, of as u64))?;
     drop(waiting);
-    out.text(&table(&found));
+    out.text(&text(&found));
     for (place, made) in files.iter().zip([svg, html]) {
         if let Some(place) = place {
             place.write(&made(&found))?;
@@ -455,16 +459,12 @@ pub fn rates_line(machine: &Machine) -> String {
 }
 
 /// A plan's figures as JSON.
-pub fn describe(plan: &Plan, answer: &mut Value) {
+fn describe(plan: &Plan, memory: &Memory, answer: &mut Value) {
     let p = &plan.prediction;
     let by_lane: Map<String, Value> = LaneKind::ALL
         .iter()
         .zip(&p.lanes)
         .map(|(kind, lane)| (kind.name().to_owned(), json!(lane)))
-        .collect();
-    let by_tier: Map<String, Value> = Tier::ALL
-        .iter()
-        .map(|&t| (t.name().to_owned(), json!(plan.tier(t))))
         .collect();
     let [up, down, read, written] = traffic(plan);
     answer["traffic"] = json!({"h2d": up, "d2h": down, "disk_read": read, "disk_write": written});
@@ -473,55 +473,8 @@ pub fn describe(plan: &Plan, answer: &mut Value) {
     answer["step_seconds"] = json!(p.step_seconds);
     answer["ruling_lane"] = json!(LaneKind::ALL[usize::from(p.ruling_lane)].name());
     answer["lanes"] = Value::Object(by_lane);
-    answer["tiers"] = Value::Object(by_tier);
+    answer["tiers"] = json!(memory);
     answer["disk_bytes_written_per_step"] = json!(p.disk_bytes_written);
     answer["disk_bytes_read_per_step"] = json!(p.disk_bytes_read);
     answer["choice"] = json!(plan.choice);
-}
-
-/// Predicted and measured seconds of a step by lane, as a table.
-pub fn compare(lanes: &std::collections::BTreeMap<String, LaneCompared>, cuda: bool) -> String {
-    let mut text = format!("{:<8}{:>14}{:>14}", "lane", "predicted", "measured");
-    for kind in LaneKind::ALL {
-        if let Some(lane) = lanes.get(kind.name()) {
-            text += &format!(
-                "\n{:<8}{:>14}{:>14}",
-                lane_of(kind, cuda),
-                seconds(lane.predicted_seconds),
-                seconds(lane.measured_seconds)
-            );
-        }
-    }
-    text
-}
-
-/// What the gpu lane waited for, predicted and measured, as lines below those of [`compare`]: causes of at
-/// least a thousandth of a step.
-pub fn compare_waits(waits: &[WaitCompared], step_seconds: f64, cuda: bool) -> String {
-    let sum = |each: fn(&WaitCompared) -> f64| seconds(waits.iter().map(each).sum());
-    let lane = lane_of(LaneKind::Gpu, cuda);
-    let mut text = format!(
-        "{lane:<8}{:>14}{:>14}  waiting for:",
-        sum(|w| w.predicted_seconds),
-        sum(|w| w.measured_seconds)
-    );
-    for w in waits.iter().filter(|w| w.longer() >= 0.001 * step_seconds) {
-        text += &format!(
-            "\n{:<8}{:>14}{:>14}  {}",
-            "",
-            seconds(w.predicted_seconds),
-            seconds(w.measured_seconds),
-            w.cause.name()
-        );
-    }
-    text
-}
-
-/// `1.5 GiB through h2d, ...`: what moved.
-pub fn moved(by_lane: &std::collections::BTreeMap<String, u64>) -> String {
-    let each: Vec<String> = by_lane
-        .iter()
-        .map(|(lane, n)| format!("{lane} {}", bytes(*n)))
-        .collect();
-    each.join(", ")
 }

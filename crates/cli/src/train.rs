@@ -8,21 +8,20 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use lowtide_config::Run;
+use lowtide_planner::Tier;
 use lowtide_planner::explain::{explain, explain_choices, lane_of};
 use lowtide_planner::traffic::explain_cores;
-use lowtide_planner::{Machine, Plan, Tier};
 use lowtide_trainer::error::MeetError;
 use lowtide_trainer::{
-    Evaluation, Met, Observer, Phase, Replan, StepLine, TrainError, TrainReport, When, Workload,
-    follow,
+    Evaluation, Met, Observer, Phase, Planned, Replan, StepLine, TrainError, When, follow,
 };
 use serde_json::{Value, json};
 
 use crate::Answer;
 use crate::args::TrainArgs;
 use crate::launch;
-use crate::out::{Out, bytes, complain, duration, seconds};
-use crate::plan::{compare, compare_waits, drives, moved, rates_line};
+use crate::out::{Out, complain, duration, seconds};
+use crate::plan::{drives, rates_line};
 use crate::progress::{self, Pace, Waiting, terminal};
 use crate::signals::{Signal, Watch};
 use crate::view::{self, Seen, View};
@@ -80,7 +79,7 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
     }
     let events = run.output.join("tensorboard");
     let events = run.log.tensorboard.then_some(events.as_path());
-    out.text(&summary(&report, events, show.cuda));
+    out.text(&report.text(events, show.cuda));
     let mut answer = json!(report);
     // Where another rank was asked to stop, the first one's process answers for the run as if it had been.
     let asked = || met.map(|_| Signal::of_another(watch.requests.stopped_by()));
@@ -248,8 +247,11 @@ impl Observer for Show {
         self.waiting = phase.filter(|_| !bar).map(|p| Waiting::begin(p.name()));
     }
 
-    fn planned(&mut self, plan: &Plan, w: &Workload, machine: &Machine) {
+    fn planned(&mut self, planned: &Planned) {
+        let (plan, machine) = (&planned.plan, &planned.machine);
+        let w = planned.decoder.workload();
         self.detail(&rates_line(machine));
+        self.text(&planned.memory().table().text());
         self.text((explain(plan, w, self.cuda) + &explain_cores(plan, w)).trim_end());
         for line in drives(plan, machine) {
             self.text(&line);
@@ -257,12 +259,14 @@ impl Observer for Show {
         self.detail(explain_choices(plan).trim_end());
         if self.viewed {
             self.clear();
-            let tiers = Tier::ALL.map(|t| (t, plan.tier(t)));
-            let tiers = tiers.iter().filter(|(_, u)| u.budget_bytes.0 > 0);
+            let memory = planned.memory();
+            let tiers = [memory.device, memory.host, memory.disk];
+            let tiers = Tier::ALL.iter().zip(tiers);
+            let tiers = tiers.filter(|(_, held)| held.budget_bytes > 0);
             let seen = Seen {
                 title: plan.model.clone(),
                 tiers: tiers
-                    .map(|(t, u)| (t.name(), u.planned_bytes.0, u.budget_bytes.0))
+                    .map(|(t, held)| (t.name(), held.planned_bytes, held.budget_bytes))
                     .collect(),
                 ..Seen::default()
             };
@@ -373,126 +377,6 @@ fn shown(seen: &mut Seen, line: &StepLine, left: Option<Duration>, cuda: bool) {
         .collect();
 }
 
-/// What came of a run, for people.
-fn summary(r: &TrainReport, events: Option<&Path>, cuda: bool) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| text += &format!("{name:<14}{value}\n");
-    how_far(r, &mut line);
-    how_well(r, &mut line);
-    how_fast(r, cuda, &mut line);
-    let mut path = |name: &str, path: Option<&Path>| {
-        if let Some(path) = path {
-            line(name, path.display().to_string());
-        }
-    };
-    path("model", r.output.as_deref());
-    path("checkpoint", r.checkpoint.as_deref());
-    path("metrics", Some(&r.metrics));
-    path("tensorboard", events);
-    path("trace", r.trace.as_deref());
-    path("page", r.page.as_deref());
-    text.truncate(text.trim_end().len());
-    text
-}
-
-/// A line of the summary: its name and what it says.
-type Line<'a> = dyn FnMut(&str, String) + 'a;
-
-/// Steps, tokens and seconds.
-fn how_far(r: &TrainReport, line: &mut Line<'_>) {
-    if r.stopped {
-        line(
-            "stopped",
-            format!(
-                "after step {}; the same command goes on from there",
-                r.steps
-            ),
-        );
-    }
-    let rate = |r: Option<f64>| r.map_or(String::new(), |r| format!(", {r:.0} tokens/s"));
-    line(
-        "steps",
-        format!(
-            "{}, {} tokens{}{}{}",
-            r.steps,
-            r.tokens,
-            // A process that was killed took the times of its last steps with it.
-            match r.timed_tokens {
-                n if n == r.tokens || n == 0 => " in ".to_owned(),
-                n => format!("; {n} of them in "),
-            },
-            seconds(r.seconds),
-            rate(r.tokens_per_second)
-        ),
-    );
-    if r.skipped + r.spikes > 0 {
-        let spikes = match r.spikes {
-            0 => String::new(),
-            n => format!("; the norm of {n} was a spike"),
-        };
-        line(
-            "left out",
-            format!("{} of these updates{spikes}", r.skipped),
-        );
-    }
-    if r.part.after_step > 0 {
-        line(
-            "of them here",
-            format!(
-                "{}, {} tokens in {}; earlier ones up to step {}",
-                r.part.steps,
-                r.part.tokens,
-                seconds(r.part.seconds),
-                r.part.after_step
-            ),
-        );
-    }
-}
-
-/// Losses and exact answers.
-fn how_well(r: &TrainReport, line: &mut Line<'_>) {
-    if let (Some(first), Some(last)) = (r.loss_first, r.loss_last) {
-        let of = match r.loss_last_steps {
-            1 => format!("at step {}", r.steps),
-            n => format!("mean of the last {n} steps"),
-        };
-        line("loss", format!("{first:.4} at step 1, {last:.4} {of}"));
-    }
-    // Each figure with its place, those that are known.
-    let mut two = |name: &str, each: [Option<String>; 2]| {
-        let known: Vec<String> = each.into_iter().flatten().collect();
-        if !known.is_empty() {
-            line(name, known.join(", "));
-        }
-    };
-    two(
-        "eval loss",
-        [
-            r.eval_loss_first.map(|x| format!("{x:.4} before step 1")),
-            r.eval_loss_last
-                .map(|x| format!("{x:.4} after step {}", r.steps)),
-        ],
-    );
-    let percent = |x: f64| format!("{:.1}%", 100.0 * x);
-    two(
-        "eval accuracy",
-        [
-            r.eval_accuracy_first
-                .map(|x| format!("{} before step 1", percent(x))),
-            r.eval_accuracy_last
-                .map(|x| format!("{} after step {}", percent(x), r.steps)),
-        ],
-    );
-    let share = |x: f64, when: When| format!("{:.1}% {} training", 100.0 * x, when.name());
-    two(
-        "exact match",
-        [
-            r.exact_match_before.map(|x| share(x, When::Before)),
-            r.exact_match_after.map(|x| share(x, When::After)),
-        ],
-    );
-}
-
 /// What an evaluation got right: tokens, or documents where there are classes.
 pub(crate) fn right(accuracy: f64, f1: Option<f64>) -> String {
     let share = 100.0 * accuracy;
@@ -500,51 +384,4 @@ pub(crate) fn right(accuracy: f64, f1: Option<f64>) -> String {
         None => format!("token accuracy {share:.1}%"),
         Some(f1) => format!("accuracy {share:.1}%, F1 {f1:.3}"),
     }
-}
-
-/// Times of a step, bytes moved, and memory, predicted and measured.
-fn how_fast(r: &TrainReport, cuda: bool, line: &mut Line<'_>) {
-    if let Some(median) = r.step_seconds {
-        let predicted = seconds(r.predicted_step_seconds);
-        line(
-            "a step",
-            format!(
-                "{} measured (median), {predicted} predicted",
-                seconds(median)
-            ),
-        );
-    }
-    // Without a step there is nothing to compare.
-    if r.part.steps > 0 {
-        for row in compare(&r.lanes, cuda).lines() {
-            line("", row.to_owned());
-        }
-        let step = r.step_seconds.unwrap_or(r.predicted_step_seconds);
-        for row in compare_waits(&r.gpu_waits, step, cuda).lines() {
-            line("", row.to_owned());
-        }
-        line("moved", moved(&r.moved_bytes));
-    }
-    if let Some(b) = r.background.filter(|b| b.checkpoints > 0) {
-        line(
-            "checkpoints",
-            format!(
-                "{} written while steps went on, which waited {} for them; the last took {}",
-                b.checkpoints,
-                seconds(b.wait_seconds),
-                seconds(b.last_seconds)
-            ),
-        );
-    }
-    line(
-        "host memory",
-        format!(
-            "{} planned with the process{}",
-            bytes(r.planned_rss_bytes),
-            r.peak_rss_bytes.map_or(String::new(), |n| format!(
-                ", {} resident at most",
-                bytes(n)
-            ))
-        ),
-    );
 }

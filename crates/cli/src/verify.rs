@@ -1,12 +1,12 @@
 //! `lowtide verify`: the user's own proof that placement changes no number.
 
+use lowtide_report::step::moved;
 use serde_json::json;
 
 use crate::Answer;
 use crate::args::VerifyArgs;
 use crate::error::OURS;
 use crate::out::{Out, bytes};
-use crate::plan::moved;
 use crate::progress::Waiting;
 
 /// Trains a slice under the plan and all resident, and compares every bit.

@@ -7,10 +7,12 @@ use lowtide_device::cuda::{self, Gpu};
 use lowtide_device::{Dst, Memory};
 use lowtide_kernels::update;
 use lowtide_planner::{Lane, Together};
+use lowtide_report::bench::{
+    Beside, CopyBound, DiskReport, DiskRow, HostReport, LinkRow, LinksReport,
+};
 use lowtide_tiers::{Arena, Fill, HostMemory, Mix, ProbeConfig, shares};
 use lowtide_units::Bytes;
 use lowtide_workload::Optimizer;
-use serde::Serialize;
 
 use crate::contention::{Lanes, LanesConfig};
 use crate::error::MeasureError;
@@ -30,75 +32,24 @@ pub struct HostOptions {
     pub seconds: f64,
 }
 
-/// Updates on the host, alone and while other lanes run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct HostReport {
-    /// By which optimizer.
-    pub optimizer: String,
-    /// Threads that the updates ran on.
-    pub threads: usize,
-    /// Parameters whose state was in memory.
-    pub parameters: u64,
-    /// Parameters updated in a second, alone: mean of three turns, on the memory and threads of a run's
-    /// host lane.
-    pub parameters_per_second: f64,
-    /// The same as memory traffic, [`Optimizer::moved_each`] bytes a parameter.
-    pub bytes_per_second: f64,
-    /// Updates and copies of memory, alternating.
-    pub bound: CopyBound,
-    /// Bytes of the arena that weights, state and gradients lay in.
-    pub arena_bytes: u64,
-    /// How many of them lie on huge pages, where the system tells.
-    pub huge_bytes: Option<u64>,
-    /// How the drives are driven, one line each.
-    pub disk: Option<String>,
-    /// Updates while other lanes run, one entry a set of lanes.
-    pub beside: Vec<Beside>,
-}
-
-/// The update against copies of memory on the same threads: all cores. Medians of samples that were
-/// taken alternately, so that what disturbs the machine meets both.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CopyBound {
-    /// Threads that updated and copied.
-    pub cores: usize,
-    /// Parameters updated in a second.
-    pub parameters_per_second: f64,
-    /// The same as memory traffic.
-    pub bytes_per_second: f64,
-    /// The better of `memcpy` and a copy with non-temporal stores: bytes read and written a second.
-    pub copy_bytes_per_second: f64,
-    /// `bytes_per_second` over `copy_bytes_per_second`.
-    pub share_of_copy: f64,
-}
-
-impl CopyBound {
-    fn measure(cores: usize, parameters: u64) -> Self {
-        let report = update::bench(cores, parameters as usize, Optimizer::default());
-        let best = report.fastest();
-        Self {
-            cores,
-            parameters_per_second: best.parameters_per_second,
-            bytes_per_second: best.bytes_per_second.0,
-            copy_bytes_per_second: report.bound().0,
-            share_of_copy: best.share_of_bound,
-        }
+/// The update against copies of memory on so many threads.
+fn bound(cores: usize, parameters: u64) -> CopyBound {
+    let report = update::bench(cores, parameters as usize, Optimizer::default());
+    let best = report.fastest();
+    CopyBound {
+        cores,
+        parameters_per_second: best.parameters_per_second,
+        bytes_per_second: best.bytes_per_second.0,
+        copy_bytes_per_second: report.bound().0,
+        share_of_copy: best.share_of_bound,
     }
 }
 
-/// Lanes that ran at once.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Beside {
-    /// How many times as long each takes, as alone, by lane.
-    pub slow_down: std::collections::BTreeMap<String, f64>,
-}
-
-impl Beside {
-    fn of(t: &Together) -> Self {
-        let slow = |(lane, speed): (&String, &f64)| (lane.clone(), 1.0 / speed.max(1e-6));
-        Self {
-            slow_down: t.speed.iter().map(slow).collect(),
-        }
+/// Lanes that ran at once, by how many times as long each takes.
+fn beside(t: &Together) -> Beside {
+    let slow = |(lane, speed): (&String, &f64)| (lane.clone(), 1.0 / speed.max(1e-6));
+    Beside {
+        slow_down: t.speed.iter().map(slow).collect(),
     }
 }
 
@@ -126,7 +77,7 @@ pub fn host(options: &HostOptions) -> Result<HostReport, MeasureError> {
         std::fs::create_dir_all(dir).map_err(MeasureError::io(dir))?;
     }
     let drives = options.directories.iter().map(|d| (d.clone(), 1.0));
-    let bound = CopyBound::measure(cores, parameters);
+    let bound = bound(cores, parameters);
     let lanes = Lanes::new(LanesConfig {
         parameters,
         ..LanesConfig::for_probe(
@@ -158,36 +109,8 @@ pub fn host(options: &HostOptions) -> Result<HostReport, MeasureError> {
         arena_bytes: state_bytes.0,
         huge_bytes: huge_bytes.map(|b| b.0),
         disk: lanes.describe_disk().map(str::to_owned),
-        beside: together.iter().map(Beside::of).collect(),
+        beside: together.iter().map(beside).collect(),
     })
-}
-
-/// Copies of one size between pinned host memory and a GPU.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct LinkRow {
-    /// Bytes of one copy.
-    pub bytes: u64,
-    /// Host to device, bytes a second.
-    pub h2d: f64,
-    /// Device to host, bytes a second.
-    pub d2h: f64,
-    /// Both at once, bytes of both.
-    pub both: f64,
-    /// `h2d` over the best `h2d` of all sizes.
-    pub h2d_share: f64,
-    /// `d2h` over the best `d2h`.
-    pub d2h_share: f64,
-    /// `both` over the best `h2d` and the best `d2h` together.
-    pub both_share: f64,
-}
-
-/// What the links of a GPU give, by size.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LinksReport {
-    /// Name of the GPU.
-    pub device: String,
-    /// From the smallest copies to the largest.
-    pub rows: Vec<LinkRow>,
 }
 
 /// Sizes of copies: 64 KiB to 1 GiB.
@@ -269,41 +192,6 @@ fn with_shares(mut rows: Vec<LinkRow>) -> Vec<LinkRow> {
         r.both_share = r.both / (h2d + d2h);
     }
     rows
-}
-
-/// How much of a drive's rate the disk lane reaches.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct DiskReport {
-    /// Directory that was measured.
-    #[serde(serialize_with = "lowtide_files::shown::path")]
-    pub dir: PathBuf,
-    /// What performed the operations, as the disk describes it.
-    pub how: String,
-    /// Bytes of the file that was read and written.
-    pub bytes: u64,
-    /// Bytes of one operation.
-    pub block: u64,
-    /// Operations in flight at once.
-    pub depth: usize,
-    /// A row for each mix of reads and writes.
-    pub rows: Vec<DiskRow>,
-}
-
-/// One mix of reads and writes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct DiskRow {
-    /// Blocks read for so many written.
-    pub reads: u64,
-    /// See `reads`.
-    pub writes: u64,
-    /// Bytes a second of both kinds through the disk lane.
-    pub lane: f64,
-    /// The same by plain threads with O_DIRECT, the best number of them.
-    pub bound: f64,
-    /// `lane` over `bound`.
-    pub share_of_bound: f64,
-    /// How many plain threads gave the bound.
-    pub bound_threads: usize,
 }
 
 /// Reads; writes; as many of each, as in an update whose 12 bytes a parameter all come from the drive; and an update

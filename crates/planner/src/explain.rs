@@ -1,4 +1,4 @@
-//! Tells a plan to a person: what lives where, what a step takes, which lane rules.
+//! Tells a plan to a person: what a step takes, which lane rules, what is updated where.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::choice::{LoopOrder, Processor};
 use crate::machine::Machine;
-use crate::plan::{Lane, LaneKind, PieceId, Plan, Tensor, Tier, TierUse, Work};
+use crate::plan::{Lane, LaneKind, PieceId, Plan, Tensor, Tier, Work};
 
 /// A lane's name for people: on a machine without a GPU the device's work is the device's.
 #[must_use]
@@ -62,41 +62,11 @@ fn tree(plan: &Plan, w: &Workload) -> String {
     )
 }
 
-/// What a plan comes to: the table of memory, and what a step is predicted to take. `w` is what it is the plan of;
-/// `cuda`: the device is a GPU. Long because it is a text from top to bottom.
+/// What a plan comes to beside the bytes of its tiers: what a step is predicted to take, and what decides both. `w` is
+/// what it is the plan of; `cuda`: the device is a GPU. Long because it is a text from top to bottom.
 #[must_use]
 pub fn explain(plan: &Plan, w: &Workload, cuda: bool) -> String {
     let mut text = String::new();
-    let show = |bytes: Bytes| {
-        if bytes.0 == 0 {
-            "-".to_owned()
-        } else {
-            bytes.to_string()
-        }
-    };
-    let _ = writeln!(
-        text,
-        "{:<14}{:>12}{:>12}{:>12}",
-        "", "device", "host", "disk"
-    );
-    type Column = fn(&TierUse) -> Bytes;
-    let rows: [(&str, Column); 7] = [
-        ("weights", |t| t.weights),
-        ("optimizer", |t| t.optimizer),
-        ("gradients", |t| t.gradients),
-        ("in motion", |t| t.transient),
-        ("  activations", |t| t.activations),
-        ("planned", |t| t.planned_bytes),
-        ("budget", |t| t.budget_bytes),
-    ];
-    for (name, of) in rows {
-        let cells: Vec<String> = Tier::ALL.iter().map(|&t| show(of(plan.tier(t)))).collect();
-        let _ = writeln!(
-            text,
-            "{name:<14}{:>12}{:>12}{:>12}",
-            cells[0], cells[1], cells[2]
-        );
-    }
     if plan.ranks > 1 {
         let _ = writeln!(
             text,

@@ -78,20 +78,20 @@ impl Cause {
         }
     }
 
-    /// The name that people are shown.
+    /// As records of it have it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::HostUpdate => "updates on the host",
-            Self::Norm => "the norm",
-            Self::Weights => "weights in motion",
-            Self::State => "optimizer state in motion",
-            Self::Gradients => "gradients in motion",
-            Self::Activations => "activations in motion",
-            Self::Disk => "the disk",
-            Self::Other => "inputs and small copies",
-            Self::Launch => "the host's launches",
-            Self::Unsubmitted => "the next step's submission",
+            Self::HostUpdate => "host-update",
+            Self::Norm => "norm",
+            Self::Weights => "weights",
+            Self::State => "state",
+            Self::Gradients => "gradients",
+            Self::Activations => "activations",
+            Self::Disk => "disk",
+            Self::Other => "other",
+            Self::Launch => "launch",
+            Self::Unsubmitted => "unsubmitted",
         }
     }
 }

@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::memory::Memory;
+
 /// Version of [`Account`].
 pub const FORMAT: u32 = 1;
 
@@ -44,6 +46,9 @@ pub struct PlanReport {
     pub lanes: Vec<LaneRow>,
     /// What each tier holds.
     pub tiers: Vec<TierRow>,
+    /// The table of memory, with what stands beside the steps; a picture alone has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
 }
 
 /// A lane of a step.

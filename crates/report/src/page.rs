@@ -8,7 +8,9 @@ use crate::panel::{Series, legend, lines};
 use crate::people::{count, seconds};
 use crate::picture;
 use crate::run::{Answer, RunReport};
+use crate::step::{LANES, waited_for};
 use crate::style::STYLE;
+use crate::table::{Column, Table};
 use crate::text::{differing, facts, loss, state};
 
 /// The first bytes of every page, by which one is known.
@@ -18,8 +20,6 @@ pub const BEGIN: &str = "<!doctype html>\n<html lang=\"en\" data-lowtide=\"repor
 const SMOOTHED_FROM: u64 = 300;
 /// Processes of a run that are listed.
 const PROCESSES: usize = 100;
-/// Lanes in the order of their rows.
-const LANES: [&str; 6] = ["gpu", "h2d", "d2h", "disk", "host", "net"];
 /// Characters of a file that are shown.
 const SHOWN: usize = 200_000;
 
@@ -226,19 +226,19 @@ fn processes(page: &mut String, run: &RunReport) {
     if run.processes.len() < 2 {
         return;
     }
-    page.push_str(
-        "<details><summary>processes</summary><table><tr><th class=\"n\">began after step</th><th>lowtide</th><th>device</th></tr>\n",
-    );
+    let mut table = Table::new([
+        Column::right("began after step"),
+        Column::left("lowtide"),
+        Column::left("device"),
+    ]);
     for p in run.processes.iter().take(PROCESSES) {
-        let _ = writeln!(
-            page,
-            "<tr><td class=\"n\">{}</td><td>{}</td><td>{}</td></tr>",
-            count(p.after_step),
-            escaped(&cut(&p.version)),
-            escaped(&cut(&p.device))
-        );
+        table.row([count(p.after_step), cut(&p.version), cut(&p.device)]);
     }
-    page.push_str("</table></details>\n");
+    let _ = writeln!(
+        page,
+        "<details><summary>processes</summary>{}</details>",
+        table.html()
+    );
 }
 
 /// A curve of a run, and the same before it was smoothed.
@@ -330,6 +330,14 @@ fn plan(page: &mut String, run: &RunReport, several: bool) {
         "<p class=\"note\">{note}</p><div class=\"card wide\">{}</div>",
         picture::timeline(plan)
     );
+    if let Some(memory) = &plan.memory {
+        let _ = writeln!(
+            page,
+            "<h2>Memory{}</h2><div class=\"card\">{}</div>",
+            of(run, several),
+            memory.table().html()
+        );
+    }
     let (legend, tiers) = picture::memory(plan);
     if tiers.is_empty() {
         return;
@@ -360,7 +368,7 @@ fn lanes(page: &mut String, run: &RunReport, several: bool) {
     lanes.sort_by_key(|(name, _)| place(name));
     let waits = run.report["gpu_waits"].as_array().into_iter().flatten();
     let waits: Vec<_> = waits
-        .map(|w| row(&w["cause"].as_str().unwrap_or("?").replace('-', " "), w))
+        .map(|w| row(waited_for(w["cause"].as_str().unwrap_or("?")), w))
         .collect();
     if lanes.is_empty() {
         return;

@@ -12,10 +12,10 @@ pub fn bytes(n: u64) -> String {
         x /= 1024.0;
         unit += 1;
     }
-    if unit == 0 {
-        format!("{n} B")
-    } else {
-        format!("{x:.1} {}", UNITS[unit])
+    match unit {
+        0 => format!("{n} B"),
+        4 => format!("{x:.2} {}", UNITS[unit]),
+        _ => format!("{x:.1} {}", UNITS[unit]),
     }
 }
 
@@ -64,7 +64,7 @@ mod tests {
     fn sizes_are_read_as_they_are_meant() {
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(3 << 29), "1.5 GiB");
-        assert_eq!(bytes(u64::MAX >> 2), "4194304.0 TiB");
+        assert_eq!(bytes(u64::MAX >> 2), "4194304.00 TiB");
         assert_eq!(seconds(0.0123), "12.3 ms");
         let length = |s: f64| duration(Duration::from_secs_f64(s));
         assert_eq!(length(0.25), "0.2 s");

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::people::{bytes, count, seconds};
 use crate::run::{Evaluation, RunReport, State};
+use crate::table::{Column, Table};
 
 /// Characters of a cell that are shown.
 const CELL_MAX: usize = 200;
@@ -270,18 +271,12 @@ pub(crate) fn in_columns(mut rows: Vec<(String, Vec<Option<String>>)>, columns: 
             *cell = printable(cell);
         }
     }
-    let shown = |cell: &Option<String>| cell.clone().unwrap_or_else(|| "-".to_owned());
-    let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
-    let first = width(&mut rows.iter().map(|r| r.0.chars().count()));
-    let widths: Vec<usize> = (0..columns)
-        .map(|i| width(&mut rows.iter().map(|r| shown(&r.1[i]).chars().count())))
-        .collect();
-    let lines = rows.iter().map(|(name, each)| {
-        let mut line = format!("{name:<first$}");
-        for (cell, width) in each.iter().zip(&widths) {
-            line += &format!("  {:<width$}", shown(cell));
-        }
-        line.trim_end().to_owned()
-    });
-    lines.collect::<Vec<_>>().join("\n")
+    let columns = std::iter::repeat_n(Column::left("").behind(2), columns);
+    let mut table = Table::new([Column::left("")].into_iter().chain(columns));
+    for (name, each) in rows {
+        let each = each.into_iter();
+        let each = each.map(|cell| cell.unwrap_or_else(|| "-".to_owned()));
+        table.row([name].into_iter().chain(each));
+    }
+    table.text()
 }

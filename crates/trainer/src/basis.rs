@@ -247,7 +247,7 @@ impl<'a> Basis<'a> {
     }
 
     /// What the arenas may have of the budgets: a process holds more than them on a GPU.
-    fn arenas(&self) -> Budgets {
+    pub(crate) fn arenas(&self) -> Budgets {
         Budgets {
             device: self
                 .budgets
@@ -300,6 +300,7 @@ impl<'a> Basis<'a> {
     /// The run with its plan, before anything of it is reserved.
     #[must_use]
     pub fn planned(self, device: Device, plan: Plan, trace: Trace) -> Planned {
+        let budgets = self.arenas();
         let (w, machine) = (self.decoder.workload(), &self.machine);
         let near = plan.ranks.min(self.run.gpus_of_host());
         let others = held_by_others(&device);
@@ -314,6 +315,7 @@ impl<'a> Basis<'a> {
             resident,
             answers: None,
             staging: None,
+            budgets,
         }
     }
 

@@ -3,10 +3,9 @@
 mod answers;
 mod checkpoints;
 
-pub use answers::{GenerateReport, generate};
-pub use checkpoints::CheckpointsReport;
+pub use answers::generate;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Instant;
 
@@ -14,8 +13,8 @@ use lowtide_config::Run;
 use lowtide_device::cuda::process_memory;
 use lowtide_executor::{Measured, Trace};
 use lowtide_planner::{Lane, Tier};
+use lowtide_report::bench::StepReport;
 use lowtide_tiers::process;
-use serde::Serialize;
 
 use crate::basis::Basis;
 use crate::checkpoint::background::describe;
@@ -24,73 +23,13 @@ use crate::error::TrainError;
 use crate::fit::{background, hyper};
 use crate::open::{disk_of, open_on};
 use crate::planning::{decoder_of, pins_of, shape_of};
-use crate::report::{LaneCompared, Observer, Phase, WaitCompared, compare, median, moved_bytes};
+use crate::report::{Observer, Phase, compare, median, moved_bytes};
 use crate::threads::host_note;
 use crate::wear;
 use lowtide_data::Micro;
 use lowtide_measure::random_micro;
 use lowtide_random::Philox;
 use lowtide_session::Session;
-
-/// What a bench of steps found.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct StepReport {
-    /// Name of the built-in shape.
-    pub model: String,
-    /// What it ran on.
-    pub machine: String,
-    /// Who computed attention, and why.
-    pub device: String,
-    /// Parameters of the shape, frozen ones included.
-    pub parameters: u64,
-    /// Ranks. Lanes, waits, moved bytes and what is held of a device are the first one's.
-    pub gpus: u32,
-    /// Tokens of a step.
-    pub tokens_per_step: u64,
-    /// Median time of a step.
-    pub step_seconds: f64,
-    /// Fastest and slowest step.
-    pub step_seconds_range: [f64; 2],
-    /// Of the median step.
-    pub tokens_per_second: f64,
-    /// 6·N + 6·L·C·T operations a token over the median step's time; what is recomputed does not
-    /// count.
-    pub model_tflops: f64,
-    /// Rate of large bf16 matrix products on all GPUs, measured on the first at the start of this run.
-    pub matmul_tflops: f64,
-    /// `model_tflops` over `matmul_tflops`.
-    pub share_of_matmul: f64,
-    /// Predicted time of a step.
-    pub predicted_step_seconds: f64,
-    /// Predicted and measured busy seconds of a step, by name of the lane.
-    pub lanes: BTreeMap<String, LaneCompared>,
-    /// What the gpu lane waited for, the longest first.
-    pub gpu_waits: Vec<WaitCompared>,
-    /// Share of a step in which the gpu lane does nothing; known where a trace is recorded.
-    pub gpu_gap_share: Option<f64>,
-    /// Bytes that the driver says this process holds on the device. All of it is allocated before
-    /// the first step, so this is the peak.
-    pub device_bytes: Option<u64>,
-    /// Planned on the device: arena and what is held beside it.
-    pub planned_device_bytes: u64,
-    /// Peak resident memory of the process.
-    pub host_peak_bytes: Option<u64>,
-    /// Planned on the host: arena and what the process holds beside it, or what it held before.
-    pub planned_host_bytes: u64,
-    /// Bytes moved in a step, by lane.
-    pub moved_bytes_per_step: BTreeMap<String, u64>,
-    /// Blocks that recompute something.
-    pub recomputed_blocks: usize,
-    /// Loss of the first and of the last step.
-    pub losses: [f64; 2],
-    /// Seconds to measure, plan, reserve and fill before the first step.
-    pub start_seconds: f64,
-    /// Hash of the plan.
-    pub plan_hash: String,
-    /// What checkpoints cost such steps, where that was asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub checkpoints: Option<CheckpointsReport>,
-}
 
 /// What a bench of steps is to find beside their time.
 #[derive(Clone, Copy, Debug)]
@@ -142,9 +81,7 @@ pub fn step(
     };
     let make = |pins| basis.plan_pinned(pins);
     let plan = wear::within(run, pins_of(run), (0, made), wear::fill, make, |p| p)?;
-    observer.planned(&plan, basis.decoder.workload(), &basis.machine);
     wear::check(run, &plan, (0, wear::fill(&plan), made))?;
-    observer.phase(Some(Phase::Weights));
     let traced = trace.map_or(Trace::NONE, |_| Trace::ALL);
     let planned = basis.clone().planned(device, plan, traced);
     let staging = checkpoints.map(|_| background::plan(run, basis.host_left(&planned), &planned));
@@ -152,9 +89,11 @@ pub fn step(
         Some(Ok(staging)) => planned.staged(staging),
         _ => planned,
     };
+    observer.planned(&planned);
     if let Some(staging) = &staging {
         observer.note(&describe(staging));
     }
+    observer.phase(Some(Phase::Weights));
     let gpu = planned.device.gpu.as_ref();
     let reserved = planned
         .staging

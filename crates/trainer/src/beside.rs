@@ -154,6 +154,7 @@ impl PlannedAnswers {
             resident: planned.resident,
             answers: None,
             staging: None,
+            budgets: planned.budgets,
         };
         open_on(run, &own, Trace::NONE, DiskChoice::None)
     }
@@ -163,8 +164,8 @@ impl PlannedAnswers {
     pub fn line(&self) -> String {
         let how = self.decoder.steps().expect("steps of decoding");
         format!(
-            "answers: {} at once with a KV cache of {} tokens each; beside the steps, whose budgets above are without it, they \
-             take {} of the device and {} of the host (eval.generate.cached)",
+            "answers: {} at once with a KV cache of {} tokens each; beside the steps they take {} of the device and {} of the \
+             host (eval.generate.cached)",
             how.places,
             how.keys,
             self.bytes(Tier::Device),

@@ -5,77 +5,14 @@ use std::sync::Arc;
 
 use lowtide_model::Decoder;
 use lowtide_planner::{Activations, Pins, Plan, Tier};
+use lowtide_report::sweep::{Along, Point, STRATEGIES, Strategy, Sweep};
 use lowtide_units::Bytes;
 use lowtide_workload::Batch;
-use serde::Serialize;
 
 use crate::TrainError;
 use crate::basis::Basis;
 use crate::planning::{decoder_of, pins_of};
 use crate::wear;
-
-/// What changes along a curve.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Along {
-    /// Device memory allowed. The numbers that are trained stay the same.
-    Device,
-    /// Sequences of a micro-batch, device memory as the run has it. Other batches are other numbers.
-    Batch,
-}
-
-/// What may become of saved tensors, in the order in which curves are listed.
-pub const STRATEGIES: [Activations; 3] = [
-    Activations::Recompute,
-    Activations::Offload,
-    Activations::Auto,
-];
-
-/// A plan of a curve.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Point {
-    /// What may become of saved tensors.
-    pub activations: Activations,
-    /// Device memory allowed to the process.
-    pub allowed: Bytes,
-    /// Sequences of a micro-batch.
-    pub micro_batch: u32,
-    /// Device memory planned for the arena.
-    pub device: Bytes,
-    /// Host memory planned for the arena.
-    pub host: Bytes,
-    /// The most bytes of the device that local tensors take at once.
-    pub activation_peak: Bytes,
-    /// Time of a step.
-    pub step_seconds: f64,
-    /// Tokens of a step, padding included, over that.
-    pub tokens_per_second: f64,
-    /// Bytes written to the drives a step.
-    pub disk_written: Bytes,
-    /// Hash of the plan, as 16 hexadecimal digits: two points with the same one have the same plan.
-    pub hash: String,
-}
-
-/// A curve for each strategy.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Curve {
-    /// What changes along it.
-    pub along: Along,
-    /// The model, and on which machine.
-    pub model: String,
-    /// Name of the machine whose rates the plans were made with.
-    pub machine: String,
-    /// Tokens of a sequence.
-    pub seq: u32,
-    /// Plans that fit, by strategy in the order of [`STRATEGIES`], along the axis.
-    pub points: Vec<Point>,
-    /// Plans that do not fit: strategy, device memory, micro-batch.
-    pub refused: Vec<(Activations, Bytes, u32)>,
-    /// Plans that were searched for: points that repeat each other take one.
-    pub searched: usize,
-    /// The run's own plan.
-    pub own: Point,
-}
 
 /// Shares of the run's device budget that a curve looks at, in eighths.
 const EIGHTHS: [u64; 7] = [2, 3, 4, 6, 8, 12, 16];
@@ -94,7 +31,7 @@ pub fn curve(
     along: Along,
     (own, ahead): (&Plan, u64),
     mut told: impl FnMut(usize, usize),
-) -> Result<Curve, TrainError> {
+) -> Result<Sweep, TrainError> {
     let batch = basis.run.batch();
     let places = places(basis, along);
     let (mut points, mut refused, mut searched) = (Vec::new(), Vec::new(), 0);
@@ -106,16 +43,16 @@ pub fn curve(
         let mut larger: Option<Option<Point>> = None;
         for &(device, micro_batch) in places.iter().rev() {
             let reserve = basis.machine.device_reserve.0;
-            let fits = |point: &Point| point.device.0.saturating_add(reserve) <= device.0;
+            let fits = |point: &Point| point.device.saturating_add(reserve) <= device.0;
             match larger.as_ref().filter(|_| along == Along::Device) {
                 Some(None) => {
-                    refused.push((activations, device, micro_batch));
+                    refused.push((activations, device.0, micro_batch));
                     told(points.len() + refused.len(), all);
                     continue;
                 }
                 Some(Some(point)) if fits(point) => {
                     points.push(Point {
-                        allowed: device,
+                        allowed: device.0,
                         ..point.clone()
                     });
                     told(points.len() + refused.len(), all);
@@ -124,12 +61,12 @@ pub fn curve(
                 _ => {}
             }
             let Some(decoder) = decoder_at(basis, micro_batch, &mut decoders) else {
-                refused.push((activations, device, micro_batch));
+                refused.push((activations, device.0, micro_batch));
                 told(points.len() + refused.len(), all);
                 continue;
             };
             let mut pins = pins_of(basis.run);
-            (pins.activations, pins.recompute) = (activations, None);
+            (pins.activations, pins.recompute) = (of(activations), None);
             let mut place = Basis {
                 decoder: Arc::clone(&decoder),
                 ..basis.clone()
@@ -144,7 +81,7 @@ pub fn curve(
                 }
                 Err(TrainError::Refused(_) | TrainError::DiskWrites(_)) => {
                     larger = Some(None);
-                    refused.push((activations, device, micro_batch));
+                    refused.push((activations, device.0, micro_batch));
                 }
                 Err(other) => return Err(other),
             }
@@ -152,11 +89,11 @@ pub fn curve(
         }
     }
     // Along the axis.
-    let strategy = |a: Activations| STRATEGIES.iter().position(|s| *s == a);
+    let strategy = |a: Strategy| STRATEGIES.iter().position(|s| *s == a);
     points.sort_by_key(|p| (strategy(p.activations), p.allowed, p.micro_batch));
     refused.sort_by_key(|r| (strategy(r.0), r.1, r.2));
     let pins = pins_of(basis.run);
-    Ok(Curve {
+    Ok(Sweep {
         along,
         model: own.model.clone(),
         machine: basis.machine.name.clone(),
@@ -164,7 +101,12 @@ pub fn curve(
         points,
         refused,
         searched,
-        own: point(own, &basis.decoder, pins.activations, basis.budgets.device),
+        own: point(
+            own,
+            &basis.decoder,
+            name_of(pins.activations),
+            basis.budgets.device,
+        ),
     })
 }
 
@@ -221,7 +163,27 @@ fn places(basis: &Basis<'_>, along: Along) -> Vec<(Bytes, u32)> {
     }
 }
 
-fn point(plan: &Plan, decoder: &Decoder, activations: Activations, allowed: Bytes) -> Point {
+/// The planner's name of a strategy.
+fn of(strategy: Strategy) -> Activations {
+    match strategy {
+        Strategy::Auto => Activations::Auto,
+        Strategy::Recompute => Activations::Recompute,
+        Strategy::Offload => Activations::Offload,
+        Strategy::Keep => Activations::Keep,
+    }
+}
+
+/// The inverse of [`of`].
+fn name_of(activations: Activations) -> Strategy {
+    match activations {
+        Activations::Auto => Strategy::Auto,
+        Activations::Recompute => Strategy::Recompute,
+        Activations::Offload => Strategy::Offload,
+        Activations::Keep => Strategy::Keep,
+    }
+}
+
+fn point(plan: &Plan, decoder: &Decoder, activations: Strategy, allowed: Bytes) -> Point {
     let batch = decoder.workload().batch;
     // The workload is one rank's.
     let tokens = (batch.tokens() * u64::from(plan.ranks)) as f64;
@@ -229,14 +191,14 @@ fn point(plan: &Plan, decoder: &Decoder, activations: Activations, allowed: Byte
     let device = plan.tier(Tier::Device);
     Point {
         activations,
-        allowed,
+        allowed: allowed.0,
         micro_batch: batch.micro_batch,
-        device: device.planned_bytes,
-        host: plan.tier(Tier::Host).planned_bytes,
-        activation_peak: device.activations,
+        device: device.planned_bytes.0,
+        host: plan.tier(Tier::Host).planned_bytes.0,
+        activation_peak: device.activations.0,
         step_seconds,
         tokens_per_second: tokens / step_seconds,
-        disk_written: plan.prediction.disk_bytes_written,
+        disk_written: plan.prediction.disk_bytes_written.0,
         hash: format!("{:016x}", plan.hash()),
     }
 }

@@ -18,6 +18,7 @@ use lowtide_executor::{EngineError, ExecError, Measured};
 use lowtide_kernels::update::Hyper;
 use lowtide_planner::slowdown::Slowdown;
 use lowtide_planner::{Lane, LaneKind, Machine};
+use lowtide_report::outcome::{Background, TrainReport};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -34,7 +35,7 @@ use crate::output::mark::Kept;
 use crate::output::room::Room;
 use crate::output::{self, Output};
 use crate::planning::Planned;
-use crate::report::{Observer, StepLine, TrainReport, When, busy_of};
+use crate::report::{Observer, StepLine, When, busy_of};
 use crate::stops::Stops;
 use crate::tally::Tally;
 use crate::wear::Wear;
@@ -68,7 +69,6 @@ mod start;
 mod summary;
 mod tokenizer_files;
 
-pub use background::Background;
 pub use best::Best;
 pub use comparison::Comparison;
 pub use evaluate::{Evaluation, evaluate};

@@ -44,6 +44,7 @@ mod probing;
 mod projectors;
 mod report;
 mod resident;
+mod shown;
 mod stops;
 mod tally;
 mod threads;
@@ -53,30 +54,27 @@ mod wear;
 pub use adaptive::Replan;
 pub use answering::{Answering, BadPrompt, Prompt};
 pub use answers::Answer;
-pub use bench::{
-    CheckpointsReport, GenerateReport, StepOptions, StepReport, generate as bench_generate,
-    step as bench_step,
-};
+pub use bench::{StepOptions, generate as bench_generate, step as bench_step};
 pub use beside::PlannedAnswers;
-pub use curve::{Along, Curve, Point, STRATEGIES};
 pub use device::Device;
 pub use error::TrainError;
 pub use fit::{
-    Background, Best, Comparison, Evaluation, Export, Exported, export_checkpoint as export, lead,
-    train,
+    Best, Comparison, Evaluation, Export, Exported, export_checkpoint as export, lead, train,
 };
 pub use generate::{Passes, Sampling};
 pub use hub::{Names, resolve};
 pub use judging::Judging;
 pub use launch::{Launch, Met, follow};
 pub use looking::data;
+pub use lowtide_report::outcome::TrainReport;
 pub use open::load_model;
 pub use output::check::{Checked, check};
 pub use output::place::{Place, Taken};
 pub use planner::{OfCompression, OfExact, PlanMade, Planner, StepsOfWrites};
 pub use planning::Planned;
 pub use probing::{Probe, device};
-pub use report::{LaneCompared, Observer, Part, Phase, StepLine, TrainReport, WaitCompared, When};
+pub use report::{Observer, Phase, StepLine, When};
+pub use shown::rates;
 pub use verify::{VerifyReport, verify};
 pub use wear::Wear;
 

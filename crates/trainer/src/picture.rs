@@ -69,6 +69,7 @@ pub fn plan_report(plan: &Plan, w: &Workload, machine: &Machine) -> PlanReport {
         ranks: u64::from(plan.ranks),
         lanes: lanes.collect(),
         tiers: tiers.collect(),
+        memory: None,
     }
 }
 

@@ -7,12 +7,14 @@ use lowtide_config::Run;
 use lowtide_planner::waits::{Cause, steady_step};
 use lowtide_planner::{Machine, Plan};
 use lowtide_report::account::PlanReport;
+use lowtide_report::memory::Memory;
+use lowtide_report::sweep::{Along, Sweep};
 use lowtide_units::{Bytes, Seconds};
 use lowtide_workload::Workload;
 
 use crate::basis::{Basis, WhatIf};
 use crate::beside::PlannedAnswers;
-use crate::curve::{Along, Curve, curve};
+use crate::curve::curve;
 use crate::device;
 use crate::error::TrainError;
 use crate::hub;
@@ -20,6 +22,7 @@ use crate::inputs::{sample_of, steps_of};
 use crate::picture::plan_report;
 use crate::planning::{decoder_of, load_machine, pins_of, shape_of};
 use crate::report::Nobody;
+use crate::shown::memory;
 use crate::wear;
 
 mod subspaces;
@@ -142,6 +145,15 @@ impl<'a> Planner<'a> {
         self.basis.plan_answers(&made.plan)
     }
 
+    /// Memory of the plan, and of answers beside its steps, by tier.
+    #[must_use]
+    pub fn memory(&self, made: &PlanMade, answers: Option<&PlannedAnswers>) -> Memory {
+        let taken = |tier| answers.map_or(Bytes::ZERO, |answers| answers.bytes(tier));
+        memory(&made.plan, &self.basis.arenas(), |tier| {
+            [taken(tier), Bytes::ZERO]
+        })
+    }
+
     /// What becomes of saved tensors with more and less memory, or larger batches. `progress` hears how many points are
     /// done, of how many.
     ///
@@ -152,7 +164,7 @@ impl<'a> Planner<'a> {
         along: Along,
         made: &PlanMade,
         progress: impl FnMut(usize, usize),
-    ) -> Result<Curve, TrainError> {
+    ) -> Result<Sweep, TrainError> {
         curve(&self.basis, along, (&made.plan, made.ahead), progress)
     }
 

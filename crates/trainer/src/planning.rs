@@ -14,6 +14,7 @@ use lowtide_model::{Decoder, ModelError, Options, Rate, RateGroup, check_rates};
 use lowtide_planner::{
     Activations, Budgets, Clip, LoopOrder, Machine, Pieces, Pins, Plan, Processor, Tier,
 };
+use lowtide_report::memory::Memory;
 use lowtide_tiers::{HostLimit, HostMemory, process};
 use lowtide_units::Bytes;
 use lowtide_workload::{Batch, ModelShape, Objective};
@@ -26,6 +27,7 @@ use crate::error::{Asked, TrainError};
 use crate::launch::least_of_others;
 use crate::paths;
 use crate::resident::Resident;
+use crate::shown::memory;
 use crate::threads::check_threads;
 use lowtide_session::{ClipRule, SpikeAction, SpikeRule};
 
@@ -50,6 +52,8 @@ pub struct Planned {
     pub answers: Option<PlannedAnswers>,
     /// Host memory that checkpoints pass through while steps go on; `None`: a run stops for them.
     pub staging: Option<StagingPlan>,
+    /// What all of these may reserve.
+    pub budgets: Budgets,
 }
 
 impl Planned {
@@ -87,8 +91,23 @@ impl Planned {
     /// Bytes that steps and answers reserve of a tier, on each rank.
     #[must_use]
     pub fn reserved(&self, tier: Tier) -> Bytes {
+        self.plan.tier(tier).planned_bytes + self.beside_the_steps(tier)[0]
+    }
+
+    /// Bytes of a tier that answers take, and that checkpoints pass through.
+    fn beside_the_steps(&self, tier: Tier) -> [Bytes; 2] {
         let answers = self.answers.as_ref().map(|answers| answers.bytes(tier));
-        self.plan.tier(tier).planned_bytes + answers.unwrap_or(Bytes::ZERO)
+        let staging = self.staging.filter(|_| tier == Tier::Host);
+        let staging = staging.map(|staging| staging.bytes());
+        [answers, staging].map(|n| n.unwrap_or(Bytes::ZERO))
+    }
+
+    /// All that is reserved, as the table that people are shown.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        memory(&self.plan, &self.budgets, |tier| {
+            self.beside_the_steps(tier)
+        })
     }
 }
 

@@ -1,17 +1,16 @@
 //! What a run tells while it runs and when it is done.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lowtide_executor::Measured;
-use lowtide_files::shown;
 use lowtide_planner::waits::{Cause, steady_step};
-use lowtide_planner::{Lane, LaneKind, Machine, Plan};
-use lowtide_workload::Workload;
-use serde::{Deserialize, Serialize};
+use lowtide_planner::{Lane, LaneKind};
+use lowtide_report::step::{LaneCompared, WaitCompared};
+use serde::Serialize;
 
 use crate::adaptive::Replan;
-use crate::fit::{Background, Evaluation};
+use crate::fit::Evaluation;
 use crate::planning::Planned;
 use crate::wear::Wear;
 
@@ -101,11 +100,6 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
-fn is_false(x: &bool) -> bool {
-    !x
-}
-
 /// JSON has no word for it.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
 fn is_no_number(x: &f64) -> bool {
@@ -187,7 +181,7 @@ pub trait Observer {
     /// `None`.
     fn phase(&mut self, _phase: Option<Phase>) {}
     /// The plan is made and everything is about to be reserved.
-    fn planned(&mut self, _plan: &Plan, _w: &Workload, _machine: &Machine) {}
+    fn planned(&mut self, _planned: &Planned) {}
     /// A step is finished.
     fn step(&mut self, _line: &StepLine) {}
     /// Another plan runs from here on.
@@ -207,15 +201,6 @@ pub trait Observer {
 pub struct Nobody;
 
 impl Observer for Nobody {}
-
-/// Predicted and measured seconds of one lane in one step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LaneCompared {
-    /// Predicted seconds of work, with what lanes that work at once take from each other.
-    pub predicted_seconds: f64,
-    /// Measured seconds inside tasks, of the disk lanes together; mean over the steps.
-    pub measured_seconds: f64,
-}
 
 /// Seconds inside tasks of a kind of lane.
 pub(crate) fn busy_of(kind: LaneKind, measured: &Measured) -> f64 {
@@ -250,7 +235,7 @@ pub(crate) fn compare(
     let waits = Cause::ALL.iter().zip(measured.gpu_waits);
     let mut waits: Vec<WaitCompared> = waits
         .map(|(&cause, seconds)| WaitCompared {
-            cause,
+            cause: cause.name().to_owned(),
             predicted_seconds: step
                 .gpu_waits
                 .iter()
@@ -262,25 +247,6 @@ pub(crate) fn compare(
         .collect();
     waits.sort_by(|a, b| b.longer().total_cmp(&a.longer()));
     (lanes.collect(), waits)
-}
-
-/// Predicted and measured seconds of one step in which the gpu lane stands still for one cause.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WaitCompared {
-    /// What it waits for.
-    pub cause: Cause,
-    /// Seconds by the plan's simulation.
-    pub predicted_seconds: f64,
-    /// Measured seconds; mean over the steps.
-    pub measured_seconds: f64,
-}
-
-impl WaitCompared {
-    /// The longer of both.
-    #[must_use]
-    pub fn longer(&self) -> f64 {
-        self.predicted_seconds.max(self.measured_seconds)
-    }
 }
 
 /// Bytes that the lanes moved, by name.
@@ -300,117 +266,6 @@ pub(crate) fn median(sorted: &[f64]) -> Option<f64> {
     let upper = sorted.get(sorted.len() / 2)?;
     let lower = sorted[(sorted.len() - 1) / 2];
     Some(f64::midpoint(lower, *upper))
-}
-
-/// What this process did of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Part {
-    /// Updates that earlier processes had made.
-    pub after_step: u64,
-    /// Updates made here.
-    pub steps: u64,
-    /// Real tokens of them.
-    pub tokens: u64,
-    /// Seconds of them, evaluations and checkpoints not counted.
-    pub seconds: f64,
-}
-
-/// What a run did. Steps, tokens, seconds and losses are those of the whole run, whichever process
-/// made them; times by lane, moved bytes and memory are those of this process.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TrainReport {
-    /// Updates made in all.
-    pub steps: u64,
-    /// Real tokens trained on.
-    pub tokens: u64,
-    /// Loss of the first step; `None` before it.
-    pub loss_first: Option<f64>,
-    /// Mean loss of the last steps; `None` before the first.
-    pub loss_last: Option<f64>,
-    /// How many steps that mean is of: ten, or fewer.
-    pub loss_last_steps: u64,
-    /// Evaluation loss before the first and after the last step, if there is evaluation data.
-    pub eval_loss_first: Option<f64>,
-    /// As above.
-    pub eval_loss_last: Option<f64>,
-    /// Share of the evaluation's supervised tokens that greedy decoding would take, at the same places.
-    #[serde(default)]
-    pub eval_accuracy_first: Option<f64>,
-    /// As above.
-    #[serde(default)]
-    pub eval_accuracy_last: Option<f64>,
-    /// Exact match before training, if asked for.
-    pub exact_match_before: Option<f64>,
-    /// Exact match after training.
-    pub exact_match_after: Option<f64>,
-    /// Seconds of all steps, evaluations and checkpoints not counted.
-    pub seconds: f64,
-    /// Real tokens of the steps whose time is known: a process that was killed took its times with it.
-    #[serde(default)]
-    pub timed_tokens: u64,
-    /// Real tokens a second of the steps whose time is known; `None` without one.
-    pub tokens_per_second: Option<f64>,
-    /// Steps whose update was left out: their norm was not finite, or a spike.
-    #[serde(default)]
-    pub skipped: u64,
-    /// Steps whose norm was a spike, updated or not.
-    #[serde(default)]
-    pub spikes: u64,
-    /// This process's part.
-    pub part: Part,
-    /// Median measured time of a step; `None` where no step was timed.
-    pub step_seconds: Option<f64>,
-    /// Predicted time of a step.
-    pub predicted_step_seconds: f64,
-    /// By lane.
-    pub lanes: BTreeMap<String, LaneCompared>,
-    /// What the gpu lane waited for, the longest first.
-    #[serde(default)]
-    pub gpu_waits: Vec<WaitCompared>,
-    /// Bytes moved by lane: h2d, d2h, disk_read, disk_write.
-    pub moved_bytes: BTreeMap<String, u64>,
-    /// Checkpoints of this process that were written while steps went on; none where the run stops for them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub background: Option<Background>,
-    /// Bytes written to the drives by the whole run, the filling of each start among them.
-    #[serde(default)]
-    pub disk_written: u64,
-    /// Seconds in which this process learned projectors before the first step, where it did; in no other time here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub learning_seconds: Option<f64>,
-    /// Bytes of the parameters as the device reads them.
-    pub parameter_bytes: u64,
-    /// Planned, which is reserved, bytes by tier.
-    pub planned_bytes: BTreeMap<String, u64>,
-    /// Host memory planned for the process: arenas and what it holds beside them, or what it held before.
-    pub planned_rss_bytes: u64,
-    /// The most that was resident before the plan was made: reading data, measuring, planning.
-    pub start_rss_bytes: u64,
-    /// Peak resident memory of the process.
-    pub peak_rss_bytes: Option<u64>,
-    /// Stopped by a signal; the same command goes on.
-    pub stopped: bool,
-    /// One of the runs that `compare` makes: of its state and its model nothing is saved.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub compared: bool,
-    /// All of it was done before: nothing was read or written but what says so.
-    #[serde(default)]
-    pub nothing_to_do: bool,
-    /// The fine-tuned model (absent when stopped).
-    #[serde(serialize_with = "shown::option")]
-    pub output: Option<PathBuf>,
-    /// The newest checkpoint.
-    #[serde(serialize_with = "shown::option")]
-    pub checkpoint: Option<PathBuf>,
-    /// Metrics, one JSON object a line.
-    #[serde(serialize_with = "shown::path")]
-    pub metrics: PathBuf,
-    /// The trace for Perfetto.
-    #[serde(serialize_with = "shown::option")]
-    pub trace: Option<PathBuf>,
-    /// The run as a page.
-    #[serde(default, serialize_with = "shown::option")]
-    pub page: Option<PathBuf>,
 }
 
 #[cfg(test)]

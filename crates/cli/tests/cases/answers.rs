@@ -113,18 +113,17 @@ fn what_answers_with_a_cache_take_is_within_the_budgets() {
         .json();
     let with = plan(&[&device, &host]).fine().json();
     for (i, tier) in ["device", "host"].iter().enumerate() {
-        let steps = with["tiers"][tier]["planned_bytes"]
-            .as_u64()
-            .expect("bytes");
-        let answers = with["answers"][format!("{tier}_bytes")]
-            .as_u64()
-            .expect("bytes");
+        let held = |plan: &Value, of: &str| plan["tiers"][tier][of].as_u64().unwrap_or(0);
+        let planned = held(&with, "planned_bytes");
+        let answers = held(&with, "answers");
+        assert_eq!(with["answers"][format!("{tier}_bytes")], answers);
+        let parts = ["weights", "optimizer", "gradients", "transient"].map(|of| held(&with, of));
+        let steps: u64 = parts.iter().sum();
+        assert_eq!(steps + answers, planned, "{tier}");
         let budget = nearest[tier].as_u64().expect("bytes");
-        assert!(
-            steps + answers <= budget,
-            "{tier}: {steps} + {answers} of {budget}"
-        );
-        assert!(i == 1 || without["tiers"][tier]["planned_bytes"].as_u64() > Some(steps));
+        assert!(planned <= budget, "{tier}: {planned} of {budget}");
+        assert!(i == 1 || held(&without, "planned_bytes") > steps);
+        assert_eq!(held(&without, "answers"), 0);
     }
     // What they do not do.
     for (set, words) in [
@@ -158,7 +157,7 @@ fn places_of_a_cache_are_no_more_than_prompts() {
     ];
     let ended = train(&case, "few", &sets);
     assert!(
-        ended.fine().text().contains("answers: 2 at once"),
+        ended.fine().text().contains("answers: 2 at once") && ended.text().contains("\nanswers  "),
         "{}",
         ended.text()
     );

@@ -59,8 +59,19 @@ fn a_run_has_its_page_from_the_first_step_on() {
     assert_eq!(shown["processes"].as_array().map(Vec::len), Some(2));
     for tier in shown["plan"]["tiers"].as_array().expect("tiers") {
         let name = tier["name"].as_str().expect("a name");
-        let planned = &shown["report"]["planned_bytes"][name];
-        assert_eq!(tier["planned_bytes"], *planned);
+        let memory = &shown["plan"]["memory"][name];
+        let of = |key: &str| memory[key].as_u64().unwrap_or(0);
+        let beside = of("answers") + of("checkpoints");
+        assert_eq!(
+            tier["planned_bytes"].as_u64(),
+            Some(of("planned_bytes") - beside)
+        );
+        let parts = ["weights", "optimizer", "gradients", "transient"].map(of);
+        assert_eq!(parts.iter().sum::<u64>() + beside, of("planned_bytes"));
+        assert_eq!(
+            shown["report"]["planned_bytes"][name],
+            memory["planned_bytes"]
+        );
     }
 
     // What is no file is refused before the run begins.

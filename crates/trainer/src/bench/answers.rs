@@ -6,7 +6,7 @@ use lowtide_config::Run;
 use lowtide_data::Micro;
 use lowtide_executor::Trace;
 use lowtide_planner::Tier;
-use serde::Serialize;
+use lowtide_report::bench::GenerateReport;
 
 use super::fill;
 use crate::error::TrainError;
@@ -15,43 +15,6 @@ use crate::open::{disk_of, open_on, plan_decoding};
 use crate::report::{Observer, Phase};
 use crate::stops::Stops;
 use crate::wear;
-
-/// What a bench of answers found.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct GenerateReport {
-    /// Name of the shape.
-    pub model: String,
-    /// What it ran on.
-    pub machine: String,
-    /// The device, and why it was chosen.
-    pub device: String,
-    /// Parameters of the shape.
-    pub parameters: u64,
-    /// Answers made at once.
-    pub answers: u32,
-    /// Tokens of each prompt.
-    pub prompt_tokens: u32,
-    /// Tokens of each answer.
-    pub new_tokens: u32,
-    /// From the prompts to the last token.
-    pub seconds: f64,
-    /// Until all of the prompts were read, with the first tokens of the answers.
-    pub prompt_seconds: f64,
-    /// Tokens of all answers a second, behind the prompts.
-    pub tokens_per_second: Option<f64>,
-    /// Predicted time of a step with one token of each answer.
-    pub predicted_step_seconds: f64,
-    /// Planned on the device: weights, keys and values, what comes and goes, and what is held beside.
-    pub planned_device_bytes: u64,
-    /// Planned on the host.
-    pub planned_host_bytes: u64,
-    /// Planned on the drives.
-    pub planned_disk_bytes: u64,
-    /// Seconds to measure, plan, reserve and fill.
-    pub start_seconds: f64,
-    /// Hash of the plan.
-    pub plan_hash: String,
-}
 
 /// Fills a model with random numbers and makes so many answers at once, of random prompts and so many tokens
 /// whatever they are: once to warm up, once timed.

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use lowtide_config::Run;
 use lowtide_data::Micro;
+use lowtide_report::bench::CheckpointsReport;
 use lowtide_session::{Session, Snapshot, StepData};
-use serde::Serialize;
 
 use crate::checkpoint::background::{Staging, StagingPlan, Stops, Writer};
 use crate::checkpoint::{self, STATE, write_state};
@@ -16,31 +16,6 @@ use crate::error::TrainError;
 use crate::fit::hyper;
 use crate::output::folder::Folder;
 use crate::report::{Observer, median};
-
-/// What checkpoints cost.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CheckpointsReport {
-    /// A checkpoint each so many steps.
-    pub every: u64,
-    /// Bytes of one.
-    pub bytes: u64,
-    /// Host memory that it passes through while steps go on; `None`: the steps stop for it.
-    pub staging_bytes: Option<u64>,
-    /// Mean time of a step without.
-    pub step_seconds: f64,
-    /// Mean time of a step with them, the first of which begins ahead of the first step that is timed.
-    pub with_step_seconds: f64,
-    /// How much longer that is, as a share of the first.
-    pub slowdown: f64,
-    /// Seconds of all of these steps in which they waited for a checkpoint.
-    pub wait_seconds: f64,
-    /// Checkpoints that were begun.
-    pub checkpoints: u64,
-    /// Seconds until one was on the drive, the median.
-    pub write_seconds: f64,
-    /// Seconds behind the last step until the last one was on the drive.
-    pub left_over_seconds: f64,
-}
 
 /// What is written, where and how.
 pub(super) struct Saves<'a> {

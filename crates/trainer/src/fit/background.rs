@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use lowtide_config::{KeepBest, Run};
 use lowtide_executor::ExecError;
+use lowtide_report::outcome::Background;
 use lowtide_session::Snapshot;
 use lowtide_tiers::HostMemory;
 use lowtide_units::Bytes;
-use serde::{Deserialize, Serialize};
 
 use super::Fit;
 use crate::checkpoint::background::{Staging, StagingPlan, Stops, Writer};
@@ -16,17 +16,6 @@ use crate::checkpoint::{self, Begun, RunState};
 use crate::error::TrainError;
 use crate::planning::Planned;
 use crate::threads::threads_of;
-
-/// What became of a process's checkpoints in the background.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Background {
-    /// Checkpoints that were written so.
-    pub checkpoints: u64,
-    /// Seconds from the state of the last one to its place under its name.
-    pub last_seconds: f64,
-    /// Seconds in which steps waited for checkpoints.
-    pub wait_seconds: f64,
-}
 
 /// Whether a run saves on the way, but for what it is asked.
 pub(crate) fn saves_on_the_way(run: &Run) -> bool {

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use lowtide_config::{Checkpoint, Eval, Generate, KeepBest, Length, Log, Resume, Run};
+use lowtide_report::outcome::TrainReport;
 use lowtide_session::Requests;
 
 use super::Saves;
@@ -13,7 +14,7 @@ use crate::error::TrainError;
 use crate::open::check_weights;
 use crate::paths;
 use crate::planning::{check_budgets, decoder_of, shape_of};
-use crate::report::{Observer, TrainReport};
+use crate::report::Observer;
 
 /// The folder of an output directory in which each run of a comparison has one, by its name.
 const FOLDER: &str = "compare";

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lowtide_config::{KeepBest, Run};
 use lowtide_report::PAGE;
+use lowtide_report::outcome::TrainReport;
 use serde::{Deserialize, Serialize};
 
 use super::best::Measure;
@@ -17,7 +18,7 @@ use crate::metrics::value_at;
 use crate::output::folder::Folder;
 use crate::output::mark::Mark;
 use crate::output::{FINISHED, METRICS, MODEL, TRACE};
-use crate::report::{Phase, TrainReport, When};
+use crate::report::{Phase, When};
 
 /// Version of [`Finished`].
 const FORMAT: u32 = 1;

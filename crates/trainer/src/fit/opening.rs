@@ -10,6 +10,7 @@ use lowtide_data::{BatchShape, Batches, Packed, Rows, Tokenizer};
 use lowtide_executor::Trace;
 use lowtide_model::Decoder;
 use lowtide_planner::{Pins, Plan};
+use lowtide_report::outcome::TrainReport;
 use lowtide_session::{Requests, Totals};
 use lowtide_units::Bytes;
 use serde_json::{Value, json};
@@ -32,7 +33,7 @@ use crate::metrics::{EventFile, MetricsLog};
 use crate::open::check_weights;
 use crate::output::{self, Output};
 use crate::planning::{Planned, check_budgets, decoder_of, load_machine, shape_of};
-use crate::report::{Observer, Phase, TrainReport};
+use crate::report::{Observer, Phase};
 use crate::stops::{Stops, stops_of};
 use crate::threads::host_note;
 use crate::wear::{self, Wear};
@@ -100,12 +101,7 @@ pub(super) fn open<'a>(
     drop(rest);
     let ahead = total - start.state().map_or(0, |s| s.step);
     let (plan, written) = plan(run, &basis, &output, &start, ahead)?;
-    observer.planned(&plan, basis.decoder.workload(), &basis.machine);
     let answers = basis.plan_answers(&plan)?;
-    if let Some(answers) = &answers {
-        observer.note(&answers.line());
-    }
-    observer.phase(Some(Phase::Reserving));
     let trace = if run.log.trace {
         Trace::FIRST_STEPS
     } else {
@@ -124,6 +120,11 @@ pub(super) fn open<'a>(
         Some(Ok(staging)) => planned.staged(staging),
         _ => planned,
     };
+    observer.planned(&planned);
+    if let Some(answers) = &planned.answers {
+        observer.note(&answers.line());
+    }
+    observer.phase(Some(Phase::Reserving));
     let sizes = match saves {
         Saves::All => Sizes::of(run, &planned),
         Saves::Nothing => Sizes::NONE,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use lowtide_report::account::{self, Account, PlanReport, Process};
+use lowtide_report::outcome::TrainReport;
 use lowtide_report::{PAGE, REPORT, RunReport, State, page};
 
 use super::Fit;
@@ -14,7 +15,6 @@ use crate::error::TrainError;
 use crate::output::folder::{Folder, Found};
 use crate::picture::plan_report;
 use crate::planning::Planned;
-use crate::report::TrainReport;
 use crate::tally::Tally;
 
 /// Pages take at most one part in so many of a run's time: a page is left out rather than more.
@@ -85,7 +85,7 @@ impl Fit<'_> {
         self.page = Some(Page {
             after_step,
             processes: with(earlier, this),
-            plan: plan_report(&planned.plan, planned.decoder.workload(), &planned.machine),
+            plan: drawn(planned),
             last: None,
             failing: false,
         });
@@ -95,7 +95,7 @@ impl Fit<'_> {
     /// The page shows another plan from here on.
     pub(super) fn page_of(&mut self, planned: &Planned) {
         if let Some(page) = &mut self.page {
-            page.plan = plan_report(&planned.plan, planned.decoder.workload(), &planned.machine);
+            page.plan = drawn(planned);
         }
     }
 
@@ -164,6 +164,14 @@ impl Fit<'_> {
         let html = page::html(&[run]);
         folder.write(PAGE, |out| out.write_all(html.as_bytes()))?;
         Ok(folder.at(PAGE))
+    }
+}
+
+/// A plan as a page has it: its step, and the table of memory.
+fn drawn(planned: &Planned) -> PlanReport {
+    PlanReport {
+        memory: Some(planned.memory()),
+        ..plan_report(&planned.plan, planned.decoder.workload(), &planned.machine)
     }
 }
 

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use lowtide_planner::Tier;
+use lowtide_report::outcome::{Part, TrainReport};
 use lowtide_tiers::process;
 
 use super::{Fit, Saves};
 use crate::launch::held_by_others;
 use crate::output::METRICS;
 use crate::planning::Planned;
-use crate::report::{Part, TrainReport, compare, median, moved_bytes};
+use crate::report::{compare, median, moved_bytes};
 use crate::tally::Tally;
 
 /// What the end of a run adds to its report.
@@ -41,9 +42,12 @@ impl Fit<'_> {
         let prediction = &planned.plan.prediction;
         let (lanes, gpu_waits) = compare(planned, &moved_by_plan, by_plan.max(1) as f64);
         let moved_bytes = moved_bytes(|lane| moved.lane(lane).bytes);
-        let planned_bytes = Tier::ALL
-            .map(|t| (t.name().to_owned(), planned.reserved(t).0))
-            .into();
+        let memory = planned.memory();
+        let tiers = [memory.device, memory.host, memory.disk];
+        let tiers = Tier::ALL.iter().zip(tiers);
+        let planned_bytes = tiers
+            .map(|(tier, held)| (tier.name().to_owned(), held.planned_bytes))
+            .collect();
         TrainReport {
             steps: self.state.step,
             tokens: self.state.tokens,
