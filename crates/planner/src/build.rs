@@ -9,7 +9,7 @@ use crate::check::{overlaps, sequences};
 use crate::choice::{Budgets, Choice, Clip};
 use crate::draft::{Draft, DraftSlot, Rates, draft};
 use crate::edges::Edges;
-use crate::layout::{Layout, layout};
+use crate::layout::{Layout, Packing, layout};
 use crate::machine::Machine;
 use crate::plan::{
     PartName, PerPart, Plan, Prediction, Seam, Slot, SlotId, Task, TaskId, Tensor, Tier, TierUse,
@@ -26,8 +26,20 @@ pub fn build(
     budgets: Budgets,
     machine: &Machine,
 ) -> Plan {
+    packed(w, choice, clip, budgets, machine, Packing::Usual)
+}
+
+/// As [`build`], with slots packed as is said.
+pub(crate) fn packed(
+    w: &Workload,
+    choice: &Choice,
+    clip: Clip,
+    budgets: Budgets,
+    machine: &Machine,
+    packing: Packing,
+) -> Plan {
     let d = draft(w, &Rates::new(w, machine), choice, clip, &PartName::ALL);
-    let l = layout(&d.slots, PartName::ALL.len());
+    let l = layout(&d.slots, PartName::ALL.len(), packing);
     let activations = activations(&d.slots);
     let mut tiers: Vec<TierUse> = Tier::ALL
         .iter()

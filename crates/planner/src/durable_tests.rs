@@ -7,7 +7,7 @@ use crate::build::{assemble, build};
 use crate::check::check;
 use crate::choice::{Budgets, Choice, Clip, LoopOrder, Pieces, Processor, Saved};
 use crate::draft::draft;
-use crate::layout::layout;
+use crate::layout::{Packing, layout};
 use crate::mutants::without_task;
 use crate::plan::{Lane, PartName, Plan, Task, TaskId, Tensor, Tier, Use, Version, Work};
 use crate::search::{Pins, PlanError, Request, plan};
@@ -156,7 +156,7 @@ fn a_write_over_the_version_that_is_being_left_waits_for_the_commit() {
         ..commit
     });
     d.parts[PartName::Steady] = tasks.into();
-    let l = layout(&d.slots, PartName::ALL.len());
+    let l = layout(&d.slots, PartName::ALL.len(), Packing::Usual);
     let mut moved = assemble(&w, &c, clip, d, l, &PartName::ALL);
     moved.tiers = built(&c, clip).tiers;
     check(&moved, &workload(2, 2), clip).expect("edges make up for the lane");

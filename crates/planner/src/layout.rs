@@ -14,11 +14,24 @@ use lowtide_units::List;
 use crate::draft::DraftSlot;
 use crate::plan::{Slot, SlotId, Tier};
 
-/// Up to this many slots of a part are placed largest first, which packs tightest but looks at
-/// every pair; more are placed in the order of their birth.
+/// Up to this many slots of a part are placed largest first, which packs tightest and takes longest; more are placed in
+/// the order of their birth, unless they are to be packed [tight](Packing::Tight).
 const PAIRWISE_MAX: usize = 2500;
+/// The same where they are.
+const TIGHT_MAX: usize = 20_000;
 /// Tasks of a stretch of time, in mean lives of slots.
 const STRETCH: usize = 8;
+
+/// How much work is done to need few bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// What a search can do at each of its looks.
+    Usual,
+    /// More, for what must fit the arenas of a session: they are exactly as large as another plan needed them, and
+    /// a plan that computes more again has more slots, so a sudden loss of bytes at some number of slots would refuse
+    /// what takes fewer.
+    Tight,
+}
 
 /// Addresses, and the bytes each tier needs.
 pub(crate) struct Layout {
@@ -27,7 +40,11 @@ pub(crate) struct Layout {
     pub transient: [u64; 3],
 }
 
-pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
+pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize, packing: Packing) -> Layout {
+    let largest_first_max = match packing {
+        Packing::Usual => PAIRWISE_MAX,
+        Packing::Tight => TIGHT_MAX,
+    };
     let mut offsets = vec![0; drafts.len()];
     let mut totals = [0; 3];
     let mut transient = [0; 3];
@@ -50,7 +67,7 @@ pub(crate) fn layout(drafts: &[DraftSlot], n_parts: usize) -> Layout {
         let mut top = bottom;
         for part in 0..n_parts {
             let members = &members[tier as usize * n_parts + part];
-            let (end, places) = if members.len() <= PAIRWISE_MAX {
+            let (end, places) = if members.len() <= largest_first_max {
                 let by_size = largest_first(drafts, members);
                 // Nothing packs tighter than the most bytes that live at once.
                 if by_size.0 == peak(drafts, members) {
@@ -361,6 +378,6 @@ mod tests {
     #[test]
     fn bytes_are_used_again() {
         let drafts = [slot(10, 0, 1), slot(10, 2, 3), slot(10, 4, 5)];
-        assert_eq!(layout(&drafts, 1).totals[0], 10);
+        assert_eq!(layout(&drafts, 1, Packing::Usual).totals[0], 10);
     }
 }

@@ -65,5 +65,10 @@ pub(crate) fn machine() -> Machine {
 pub(crate) fn needs(w: &Workload, c: &crate::Choice, clip: crate::Clip) -> [u64; 3] {
     let rates = crate::draft::Rates::new(w, &machine());
     let d = crate::draft::draft(w, &rates, c, clip, &crate::plan::PartName::ALL);
-    crate::layout::layout(&d.slots, crate::plan::PartName::ALL.len()).totals
+    crate::layout::layout(
+        &d.slots,
+        crate::plan::PartName::ALL.len(),
+        crate::layout::Packing::Usual,
+    )
+    .totals
 }

@@ -7,12 +7,12 @@ use std::sync::atomic::AtomicBool;
 use lowtide_units::Seconds;
 use lowtide_workload::{LocalId, Unit, Workload};
 
-use super::climb::Candidate;
+use super::climb::{Candidate, DEEPEST};
 use super::mix::{AHEAD, Count, Knobs, Mix, pinned_ahead};
 use super::{PlanError, Request, Search, Seen};
-use crate::build::build;
+use crate::build::packed;
 use crate::check::{check, replaces};
-use crate::choice::{Ahead, Budgets, Choice, LoopOrder, Saved};
+use crate::choice::{Budgets, Choice, LoopOrder, Saved};
 use crate::plan::{Plan, Tier};
 use crate::simulate::predict;
 
@@ -86,7 +86,15 @@ pub fn plan_again(
         host: old.tier(Tier::Host).budget_bytes,
         disk: old.tier(Tier::Disk).budget_bytes,
     };
-    let mut plan = build(r.workload, &best.choice, r.clip, budgets, r.machine);
+    let packing = search.packing();
+    let mut plan = packed(
+        r.workload,
+        &best.choice,
+        r.clip,
+        budgets,
+        r.machine,
+        packing,
+    );
     for tier in Tier::ALL {
         // What is reserved stays so, used or not.
         let planned = &mut plan.tiers[tier as usize].planned_bytes;
@@ -106,11 +114,6 @@ impl Search<'_> {
     /// The best that is found of choices with the homes of one.
     fn again(&self, held: &Choice, orders: &[LoopOrder]) -> Option<Candidate> {
         let like = self.like(held);
-        // What runs, with its tasks where the rates of now put them: as far ahead as before, or just in time.
-        let in_time = Choice {
-            ahead: Ahead::NONE,
-            ..held.clone()
-        };
         let mut mixes = Vec::new();
         for &order in orders {
             for ahead in [like.ahead, [0; 3]] {
@@ -125,12 +128,14 @@ impl Search<'_> {
                 }
             }
         }
-        let held = [held.clone(), in_time].map(|choice| (like.clone(), choice));
+        // What runs, with its tasks where the rates of now put them: as far ahead as before, or less far.
+        let held = std::iter::successors(Some(held.clone()), |choice| self.less_ahead(choice));
+        let held = held.map(|choice| (like.clone(), choice));
         let others = mixes.iter().map(|mix| {
             let choice = mix.choice(self.r.workload, self.knobs);
             (mix.clone(), choice)
         });
-        let mut starts = held.into_iter().chain(others);
+        let mut starts = held.chain(others);
         let from = starts.find_map(|(mix, choice)| self.candidate(mix, choice))?;
         Some(self.climb_from_any(from, &mixes, self.looks(WORK)))
     }
@@ -154,7 +159,9 @@ impl Search<'_> {
         let ladders = &knobs.ladders;
         let mut mix = Mix::least(held.order, held.pieces, Tier::Host, held.inputs);
         (mix.round, mix.carry) = (held.round, held.carry);
-        mix.ahead = knobs.prefetch.map_or(AHEAD, pinned_ahead);
+        // Bytes are reserved: nothing is saved by leaving some.
+        let deepest = [DEEPEST, AHEAD[1], AHEAD[2]];
+        mix.ahead = knobs.prefetch.map_or(deepest, pinned_ahead);
         let (mut stored, mut staying, mut spilled) = (0, 0, 0);
         for &u in &ladders.blocks {
             let bytes = stored_bytes(w, u, &held.saved[u]);

@@ -32,7 +32,7 @@ pub(super) struct Candidate {
 pub(super) const GAIN: f64 = 1e-4;
 
 /// How far ahead copies are tried, in the units of [`super::mix::AHEAD`]: all of the device.
-const DEEPEST: u8 = 64;
+pub(super) const DEEPEST: u8 = 64;
 
 /// How far ahead state that passes through the device is fetched at first, in the units of [`super::mix::AHEAD`].
 const PASSING: u8 = 12;
@@ -42,6 +42,9 @@ const TWO: u8 = 8;
 
 /// How often the bytes up to which copies run ahead are lowered where not everything fits.
 const LOWERED: usize = 3;
+
+/// In the arenas of a session: the part of what comes and goes there by which they are lowered at first.
+const LOWERED_BY: u64 = 16;
 
 /// One climb from one start.
 struct Climb<'s, 'a> {
@@ -91,6 +94,9 @@ impl Search<'_> {
     /// further ahead than lets everything lie on the device.
     pub(super) fn settled(&self, mix: &Mix) -> Option<Choice> {
         let mut choice = mix.choice(self.r.workload, self.knobs);
+        if self.knobs.held.is_some() {
+            return self.held_back(choice);
+        }
         let budget = self.r.budgets.device.0;
         for left in (0..=LOWERED).rev() {
             let fitted = self.spilled_to_fit(&choice);
@@ -108,6 +114,38 @@ impl Search<'_> {
             choice.ahead.device = Bytes(if left > 1 { lower } else { 0 });
         }
         None
+    }
+
+    /// A choice in the arenas of a session, where none of its other bytes can go elsewhere: with copies as far ahead as
+    /// a steady step then fits. One that fits is often near one that does not, and much faster than one that fetches
+    /// everything just in time.
+    fn held_back(&self, choice: Choice) -> Option<Choice> {
+        let fits = |choice: &Choice| self.spilled_to_fit(choice).is_some();
+        if fits(&choice) {
+            return Some(choice);
+        }
+        let mut least = choice.clone();
+        least.ahead.device = Bytes(0);
+        let less = |choice: &Choice| self.less_ahead(choice);
+        let mut lower = std::iter::successors(less(&choice), less);
+        fits(&least).then(|| lower.find(fits)).flatten()
+    }
+
+    /// The same with copies less far ahead of their use, in a few steps down to nothing.
+    pub(super) fn less_ahead(&self, choice: &Choice) -> Option<Choice> {
+        let all = self.r.budgets.device.0;
+        let stays = persistent_bytes(self.r.workload, choice, self.r.clip)[Tier::Device as usize];
+        let comes = all.saturating_sub(stays);
+        let line = choice.ahead.device.0;
+        let left_out = (2 * all.saturating_sub(line)).max(comes / LOWERED_BY);
+        let mut less = choice.clone();
+        // Far below all of it little is ahead, and each step is a look at a plan.
+        less.ahead.device = Bytes(if left_out > comes / 2 {
+            0
+        } else {
+            all - left_out
+        });
+        (line > 0).then_some(less)
     }
 
     /// A choice with state and weights on disk that do not fit on the host, if then everything fits.
@@ -215,23 +253,33 @@ impl Climb<'_, '_> {
         if self.spent() {
             return false;
         }
-        let Some(choice) = self.search.settled(mix) else {
+        let Some(mut choice) = self.search.settled(mix) else {
             return false;
         };
         let limit = self.best.seconds * (1.0 - GAIN);
-        if choice == self.best.choice || self.search.size(&choice).bound >= limit {
-            return false;
+        loop {
+            if choice == self.best.choice || self.search.size(&choice).bound >= limit {
+                return false;
+            }
+            let seconds = self.search.seconds(&choice);
+            if seconds >= limit {
+                return false;
+            }
+            if self.search.holds_whole(&choice) {
+                self.best = Candidate {
+                    mix: mix.as_settled(&choice, self.search.knobs),
+                    choice,
+                    seconds,
+                };
+                return true;
+            }
+            // Other parts may need more than a steady step; of a session's parts none may.
+            let held = self.search.knobs.held.is_some() && !self.spent();
+            match held.then(|| self.search.less_ahead(&choice)).flatten() {
+                Some(less) => choice = less,
+                None => return false,
+            }
         }
-        let seconds = self.search.seconds(&choice);
-        if seconds < limit && self.search.holds_whole(&choice) {
-            self.best = Candidate {
-                mix: mix.as_settled(&choice, self.search.knobs),
-                choice,
-                seconds,
-            };
-            return true;
-        }
-        false
     }
 
     fn spent(&self) -> bool {

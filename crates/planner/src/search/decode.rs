@@ -13,7 +13,7 @@ use crate::build::{assemble, build};
 use crate::check::check;
 use crate::choice::{Ahead, Budgets, Choice, Direct, Processor};
 use crate::draft::{Rates, draft, persistent_bytes};
-use crate::layout::layout;
+use crate::layout::{Packing, layout};
 use crate::plan::{PartName, Plan, Tier};
 use crate::simulate::decoding_seconds;
 
@@ -87,7 +87,7 @@ impl<'a> Search<'a> {
             self.r.clip,
             &[PartName::Infer],
         );
-        layout(&d.slots, PartName::ALL.len()).totals
+        layout(&d.slots, PartName::ALL.len(), Packing::Usual).totals
     }
 
     fn holds(&self, choice: &Choice) -> bool {
@@ -98,7 +98,7 @@ impl<'a> Search<'a> {
     fn seconds(&self, choice: &Choice) -> f64 {
         let (w, clip) = (self.w(), self.r.clip);
         let d = draft(w, &self.rates, choice, clip, &[PartName::Infer]);
-        let l = layout(&d.slots, PartName::ALL.len());
+        let l = layout(&d.slots, PartName::ALL.len(), Packing::Usual);
         let plan = assemble(w, choice, clip, d, l, &[PartName::Infer]);
         decoding_seconds(&plan, w, self.r.machine).0
     }

@@ -26,7 +26,7 @@ use crate::choice::{
 };
 use crate::draft::{Draft, draft, persistent_bytes};
 use crate::fast::FastMap;
-use crate::layout::{Layout, layout};
+use crate::layout::{Layout, Packing, layout};
 use crate::machine::Machine;
 use crate::plan::{LaneKind, PartName, Plan, Task, Tier};
 use crate::rounds::Rounds;
@@ -387,6 +387,14 @@ impl Search<'_> {
         Ok(plan)
     }
 
+    /// How slots are packed: what a running session has reserved is all that there is.
+    fn packing(&self) -> Packing {
+        match self.knobs.held {
+            Some(_) => Packing::Tight,
+            None => Packing::Usual,
+        }
+    }
+
     /// What a steady step needs of a choice, and the bound of that step. Of the other parts few
     /// need more ([`Search::holds_whole`]).
     fn size(&self, choice: &Choice) -> Size {
@@ -407,7 +415,7 @@ impl Search<'_> {
             clip,
             &timed_parts(clip, rounds),
         );
-        let l = layout(&d.slots, PartName::ALL.len());
+        let l = layout(&d.slots, PartName::ALL.len(), self.packing());
         self.worked(d.parts.values().map(|tasks| tasks.len()).sum());
         let busy = busy_of(&d, rounds, w, machine);
         let size = Size {
@@ -436,7 +444,7 @@ impl Search<'_> {
             self.r.clip,
             &PartName::ALL,
         );
-        let need = layout(&d.slots, PartName::ALL.len()).totals;
+        let need = layout(&d.slots, PartName::ALL.len(), self.packing()).totals;
         self.worked(d.parts.values().map(|tasks| tasks.len()).sum());
         let mut own = self.seen.own.borrow_mut();
         own.whole.insert(choice.clone(), need);
@@ -529,7 +537,7 @@ impl Search<'_> {
                     clip,
                     &timed_parts(clip, rounds),
                 );
-                let l = layout(&d.slots, PartName::ALL.len());
+                let l = layout(&d.slots, PartName::ALL.len(), self.packing());
                 (d, l)
             },
             |(_, d, l)| (d, l),
