@@ -114,9 +114,11 @@ impl Replan {
 /// Planning that is under way.
 struct Planning {
     off: Off,
-    machine: Machine,
-    thread: JoinHandle<Result<Option<Again>, PlanError>>,
+    thread: JoinHandle<Thought>,
 }
+
+/// The machine at the rates of now, and what was found by them.
+type Thought = (Machine, Result<Option<Again>, PlanError>);
 
 /// Tasks of a plan, in all its parts.
 fn tasks(plan: &Plan) -> usize {
@@ -213,34 +215,28 @@ impl Adaptive {
             }
         };
         let off = self.drift.step(step, lanes, seconds)?;
-        let machine = self.machine.slowed(&off.slowdown);
-        match self.begin(machine.clone()) {
+        match self.begin(&off) {
             Ok(thread) => {
-                self.planning = Some(Planning {
-                    off,
-                    machine,
-                    thread,
-                });
+                self.planning = Some(Planning { off, thread });
                 None
             }
             Err(e) => {
                 // As where it was, and found nothing.
-                self.machine = machine;
+                self.machine = self.machine.slowed(&off.slowdown);
                 Some(format!("the run was not planned again: {e}"))
             }
         }
     }
 
-    fn begin(
-        &self,
-        machine: Machine,
-    ) -> std::io::Result<JoinHandle<Result<Option<Again>, PlanError>>> {
+    fn begin(&self, off: &Off) -> std::io::Result<JoinHandle<Thought>> {
         let (decoder, plan) = (Arc::clone(&self.decoder), Arc::clone(&self.plan));
         let (clip, pins, stop) = (self.clip, self.pins, Arc::clone(&self.stop));
+        let (machine, busy) = (self.machine.clone(), off.busy());
         let thread = std::thread::Builder::new().name("planning".to_owned());
         thread.spawn(move || {
             // Without a process's number Linux means the calling thread. Where it may not, planning takes its share.
             let _ = setpriority_process(None, NICE);
+            let machine = machine.fitted(&plan, decoder.workload(), &busy);
             let request = Request {
                 workload: decoder.workload(),
                 machine: &machine,
@@ -249,7 +245,8 @@ impl Adaptive {
                 clip,
                 pins,
             };
-            plan_again(&request, &plan, &stop)
+            let found = plan_again(&request, &plan, &stop);
+            (machine, found)
         })
     }
 
@@ -257,30 +254,29 @@ impl Adaptive {
     fn hear(&mut self, step: u64) -> Option<String> {
         let waits = self.pretended.is_some();
         let ended = |p: &mut Planning| waits || p.thread.is_finished();
-        let Planning {
-            off,
-            machine,
-            thread,
-        } = self.planning.take_if(ended)?;
-        // The plan was judged by these rates, taken or not.
-        let before = std::mem::replace(&mut self.machine, machine);
+        let Planning { off, thread } = self.planning.take_if(ended)?;
         let not =
             |why: &dyn std::fmt::Display| Some(format!("the run was not planned again: {why}"));
-        match thread.join() {
-            Ok(Ok(Some(again))) if tasks(&again.plan) > self.most_tasks => {
+        let Ok((machine, found)) = thread.join() else {
+            self.machine = self.machine.slowed(&off.slowdown);
+            return not(&"planning failed");
+        };
+        // The plan was judged by these rates, taken or not.
+        let before = std::mem::replace(&mut self.machine, machine);
+        match found {
+            Ok(Some(again)) if tasks(&again.plan) > self.most_tasks => {
                 not(&"the plan has more tasks than there is memory for")
             }
-            Ok(Ok(Some(again))) if again.gain() >= GAIN => {
+            Ok(Some(again)) if again.gain() >= GAIN => {
                 self.found = Some(self.replan(step, &off, &before, again));
                 None
             }
-            Ok(Ok(Some(again))) => {
+            Ok(Some(again)) => {
                 let gain = 100.0 * again.gain().max(0.0);
                 not(&format!("by {gain:.1}% it is not worth it"))
             }
-            Ok(Ok(None)) => not(&"nothing fits what is reserved"),
-            Ok(Err(e)) => not(&e),
-            Err(_) => not(&"planning failed"),
+            Ok(None) => not(&"nothing fits what is reserved"),
+            Err(e) => not(&e),
         }
     }
 

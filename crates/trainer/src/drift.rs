@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use lowtide_planner::LaneKind;
-use lowtide_planner::slowdown::{AS_RATED, Slowdown};
+use lowtide_planner::slowdown::{AS_RATED, Busy, Slowdown};
 
 /// Steps that a judgement is of.
 const WINDOW: usize = 20;
@@ -41,6 +41,14 @@ pub(crate) struct Off {
     pub expected: Lanes,
     /// The median of those measured.
     pub measured: Lanes,
+}
+
+impl Off {
+    /// Seconds of the lanes that are off their rates.
+    pub fn busy(&self) -> Busy {
+        let off = |l: usize| self.slowdown[l].to_bits() != AS_RATED[l].to_bits();
+        std::array::from_fn(|l| off(l).then_some(self.measured[l]))
+    }
 }
 
 impl Drift {
