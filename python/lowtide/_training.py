@@ -53,8 +53,10 @@ class Training:
         return self._result
 
     def stop(self) -> None:
-        """Asks it to save and to end; `wait` tells when it has. Its report then has `stopped`."""
-        self._process.signal(signal.SIGTERM)
+        """Asks it to save and to end; `wait` tells when it has. Its report then has `stopped`. Asking again, or after the
+        Ctrl-C that a terminal sends to both processes, changes nothing."""
+        # Any other signal would end at once a run that is saving already.
+        self._process.signal(signal.SIGUSR2)
 
     def save(self) -> None:
         """Asks it for a checkpoint behind the step under way."""

@@ -5,7 +5,9 @@ Plain asserts, so that nothing but the wheel has to be installed.
 
 import json
 import logging
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,15 @@ FEW = {
     "checkpoint.every_steps": 2,
     "eval.generate.exact_match": False,
     "plan.machine": str(ROOT / "examples" / "machines" / "h200.json"),
+}
+#: A run of keys alone.
+KEYS = {
+    "model": {"path": str(ROOT / "examples" / "quickstart" / "base")},
+    "data": {"train": str(ROOT / "examples" / "quickstart" / "train.jsonl")},
+    "budget": {"device": "1GiB", "host": "256MiB"},
+    "train": {"steps": 2000, "micro_batch": 2, "seq": 128, "learning_rate": 1e-4, "warmup_steps": 0},
+    "device": "cpu",
+    "plan": {"machine": FEW["plan.machine"]},
 }
 
 
@@ -90,15 +101,7 @@ def trains(folder):
 
 def stops(folder):
     """A run of keys alone, stopped from outside the loop, goes on from where it was."""
-    keys = {
-        "model": {"path": ROOT / "examples" / "quickstart" / "base"},
-        "data": {"train": ROOT / "examples" / "quickstart" / "train.jsonl"},
-        "budget": {"device": "1GiB", "host": "256MiB"},
-        "train": {"steps": 2000, "micro_batch": 2, "seq": 128, "learning_rate": 1e-4, "warmup_steps": 0},
-        "device": "cpu",
-        "output": folder / "keys",
-        "plan": {"machine": FEW["plan.machine"]},
-    }
+    keys = {**KEYS, "output": folder / "keys"}
     with lowtide.train(keys) as training:
         for event in training:
             if event["event"] == "step" and event["step"] == 3:
@@ -108,6 +111,35 @@ def stops(folder):
     with lowtide.train(keys) as training:
         first = next(event for event in training if event["event"] == "step")
     assert first["step"] == report["steps"] + 1, first
+
+
+#: A script whose loop is interrupted.
+SCRIPT = """
+import json, sys
+import lowtide
+with lowtide.train(json.loads(sys.argv[1])) as training:
+    for event in training:
+        if event["event"] == "step":
+            print(event["step"], flush=True)
+"""
+
+
+def interrupted(folder):
+    """Ctrl-C of a terminal reaches the script and the command: what was made is saved."""
+    keys = {**KEYS, "output": str(folder / "keys")}
+    keys["train"] = {**keys["train"], "steps": 1000000}
+    line = [sys.executable, "-c", SCRIPT, json.dumps(keys)]
+    script = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    for step in script.stdout:
+        if int(step) == 3:
+            break
+    os.killpg(script.pid, signal.SIGINT)
+    assert script.wait() != 0
+    with lowtide.train(keys) as training:
+        first = next(event for event in training if event["event"] == "step")
+    assert first["step"] > 3, first
 
 
 def command(folder):
@@ -123,7 +155,7 @@ def command(folder):
 
 def main():
     logging.basicConfig(level=logging.WARNING)
-    for test in (command, plans, mistakes, trains, stops):
+    for test in (command, plans, mistakes, trains, stops, interrupted):
         with tempfile.TemporaryDirectory() as folder:
             test(Path(folder))
         print(f"{test.__name__}: ok", flush=True)

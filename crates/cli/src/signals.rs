@@ -3,13 +3,16 @@
 //! A thread waits for them. While a run has nothing to lose (any command but `train`, and the start of
 //! that) the thread ends the process itself, so it ends at once wherever it stands: loading data,
 //! planning, probing, filling weights, compiling kernels. After that the run is asked, and a second
-//! signal ends the process: a checkpoint that has its name is whole.
+//! signal ends the process: a checkpoint that has its name is whole. One wish may come as two signals:
+//! `timeout` signals its command and then its group, a program passes on what the terminal has sent to
+//! both. So a second one counts from a second after the first, and SIGUSR2, which no terminal sends, never
+//! does.
 
 use std::io::{Write, stdout};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use lowtide_session::Requests;
 use serde_json::json;
@@ -27,12 +30,64 @@ const STOPPING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGUSR2];
 /// How long the last words of a process may take: its reader may be asleep.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// Signals that come sooner after the first one are the same wish.
+const SAME_WISH: Duration = Duration::from_secs(1);
+
 /// The signals that a process has got, and what they ask of its run.
 #[derive(Clone, Debug)]
 pub struct Watch {
     pub requests: Requests,
     /// The signal that asked the run to stop; 0: none.
     stopped_by: Arc<AtomicI32>,
+    /// What is left of a run whose process ends now.
+    pub kept: Arc<Kept>,
+}
+
+/// What is left of a run when its process ends: behind which step the next start goes on.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Whether a training runs whose steps can be lost.
+    begun: AtomicBool,
+    /// Whether what is on drives is gone on with (`checkpoint.durable`).
+    durable: AtomicBool,
+    /// The last step that is saved.
+    step: AtomicU64,
+}
+
+impl Kept {
+    /// Steps begin behind `step`; `durable`: what they make is on drives.
+    pub fn begin(&self, step: u64, durable: bool) {
+        self.step.store(step, Ordering::Release);
+        self.durable.store(durable, Ordering::Release);
+        self.begun.store(true, Ordering::Release);
+    }
+
+    /// A step is saved.
+    pub fn saved(&self, step: u64) {
+        self.step.store(step, Ordering::Release);
+    }
+
+    /// The last step that is saved; `None` where no step has begun, or drives hold more than is known here.
+    fn step(&self) -> Option<u64> {
+        let known = self.begun.load(Ordering::Acquire) && !self.durable.load(Ordering::Acquire);
+        known.then(|| self.step.load(Ordering::Acquire))
+    }
+
+    /// What becomes of the run, behind "stopped by SIGINT".
+    fn words(&self) -> String {
+        if !self.begun.load(Ordering::Acquire) {
+            return String::new();
+        }
+        match self.step() {
+            None => {
+                "; the next start goes on from what the drives hold (checkpoint.durable)".to_owned()
+            }
+            Some(0) => "; nothing is saved: the next start begins with step 1".to_owned(),
+            Some(n) => format!(
+                "; what was made after step {n} is not saved: the next start goes on from there"
+            ),
+        }
+    }
 }
 
 impl Watch {
@@ -88,13 +143,15 @@ pub fn watch(json: bool) -> Result<Watch, CliError> {
     let watch = Watch {
         requests: Requests::new(),
         stopped_by: Arc::default(),
+        kept: Arc::default(),
     };
     let mine = watch.clone();
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
+            let mut first = None;
             for signal in &mut signals {
-                mine.got(signal, json);
+                mine.got(signal, &mut first, json);
             }
         })
         .map_err(failed)?;
@@ -102,20 +159,29 @@ pub fn watch(json: bool) -> Result<Watch, CliError> {
 }
 
 impl Watch {
-    fn got(&self, signal: i32, json: bool) {
+    /// `asked`: when the first signal has asked the run to stop.
+    fn got(&self, signal: i32, asked: &mut Option<Instant>, json: bool) {
         if signal == SIGUSR1 {
             return self.requests.save();
         }
-        let first = self.stopped_by.swap(signal, Ordering::AcqRel) == 0;
-        if first && self.requests.guarded() {
-            return self.requests.stop_by(signal);
+        match *asked {
+            None if self.requests.guarded() => {
+                *asked = Some(Instant::now());
+                self.stopped_by.store(signal, Ordering::Release);
+                self.requests.stop_by(signal);
+            }
+            Some(_) if signal == SIGUSR2 => {}
+            Some(first) if first.elapsed() < SAME_WISH => {}
+            _ => {
+                self.stopped_by.store(signal, Ordering::Release);
+                end(Signal(signal), &self.kept, json);
+            }
         }
-        end(Signal(signal), json);
     }
 }
 
 /// Ends the process without waiting for anything that it does.
-fn end(signal: Signal, json: bool) {
+fn end(signal: Signal, kept: &Kept, json: bool) {
     let code = i32::from(signal.code());
     // Nothing below may hold the end up: whoever reads may be asleep, and another thread may hold a lock.
     let timer = std::thread::Builder::new().spawn(move || {
@@ -128,13 +194,15 @@ fn end(signal: Signal, json: bool) {
     lowtide_session::abandon();
     view::restore();
     if json {
-        let answer = json!({ "stopped": true, "signal": signal.name(), "exit_code": code });
+        let answer = json!({
+            "stopped": true, "signal": signal.name(), "exit_code": code, "saved_step": kept.step(),
+        });
         // Past the lock of standard output, which a thread that stands still may hold.
         if let Ok(fd) = stdout().as_fd().try_clone_to_owned() {
             let _ = std::fs::File::from(fd).write_all(format!("{answer}\n").as_bytes());
         }
     }
-    complain(&format!("stopped by {}", signal.name()));
+    complain(&format!("stopped by {}{}", signal.name(), kept.words()));
     exit(code);
 }
 

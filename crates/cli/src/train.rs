@@ -68,6 +68,7 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
     let alone = met.is_none() && !args.plain && !args.events;
     let viewed = alone && out.is_for_people() && view::is_possible();
     let mut show = Show::new(out, watch.clone(), (args.events, viewed));
+    show.durable = Some(run.checkpoint.durable);
     let result = match met {
         None => lowtide_trainer::train(run, &mut show, &watch.requests),
         Some(met) => lowtide_trainer::lead(run, met, &mut show, &watch.requests),
@@ -113,13 +114,18 @@ pub(crate) struct Show {
     said: u64,
     said_at: Instant,
     stopping: bool,
+    /// Lines of steps that the view has shown otherwise: they are printed when it closes.
+    past: Vec<String>,
+    /// Whether the next start goes on from what is on drives, or from a checkpoint; `None`: it begins anew.
+    durable: Option<bool>,
 }
 
 impl Show {
     /// Of a run of which nothing is saved, in lines or by a bar.
     pub(crate) fn plain(out: Out, watch: Watch) -> Self {
         Self {
-            ending: "stopping behind this step: a comparison begins anew; a second signal stops at once",
+            ending: "stopping behind this step: a comparison begins anew; another signal, from a second after the first, \
+                     stops at once",
             ..Self::new(out, watch, (false, false))
         }
     }
@@ -127,7 +133,8 @@ impl Show {
     fn new(out: Out, watch: Watch, (events, viewed): (bool, bool)) -> Self {
         Self {
             out,
-            ending: "stopping: saving what is not saved; a second signal stops at once",
+            ending: "stopping: saving what is not saved; another signal, from a second after the first, stops at \
+                     once",
             events,
             viewed,
             view: None,
@@ -140,6 +147,8 @@ impl Show {
             said: 0,
             said_at: Instant::now(),
             stopping: false,
+            past: Vec::new(),
+            durable: None,
         }
     }
 
@@ -166,7 +175,15 @@ impl Show {
     /// The run is over.
     pub(crate) fn end(&mut self) {
         self.view = None;
+        self.tell_past();
         self.clear();
+    }
+
+    /// Prints what a view has shown that is closed now.
+    fn tell_past(&mut self) {
+        for line in std::mem::take(&mut self.past) {
+            self.out.text(&line);
+        }
     }
 
     /// Tells a program.
@@ -274,6 +291,12 @@ impl Observer for Show {
         }
     }
 
+    fn begins(&mut self, after_step: u64) {
+        if let Some(durable) = self.durable {
+            self.watch.kept.begin(after_step, durable);
+        }
+    }
+
     fn step(&mut self, line: &StepLine) {
         self.waiting = None;
         let mut event = json!(line);
@@ -297,11 +320,19 @@ impl Observer for Show {
         let left = self.pace.left(Instant::now(), line.step, line.steps);
         if let Some(view) = self.view() {
             view.update(|seen| shown(seen, line, left, self.cuda));
+            // What stays on the terminal: as many lines as a run without a view prints.
+            let twentieth = (20 * line.step).checked_div(line.steps).unwrap_or(20);
+            if twentieth > self.said || self.past.is_empty() {
+                self.said = twentieth;
+                self.past
+                    .push(format!("step {}/{} {about}", line.step, line.steps));
+            }
             return self.tell_stopping();
         }
         if let Some(left) = left {
             let _ = write!(about, ", {} left", duration(left));
         }
+        self.tell_past();
         self.tell_stopping();
         self.advance("step", line.step, line.steps, about);
     }
@@ -354,7 +385,8 @@ impl Observer for Show {
         }));
     }
 
-    fn saved(&mut self, path: &Path) {
+    fn saved(&mut self, step: u64, path: &Path) {
+        self.watch.kept.saved(step);
         self.text(&format!("checkpoint {}", path.display()));
         self.event(json!({ "event": "checkpoint", "path": path.to_string_lossy() }));
     }

@@ -292,6 +292,7 @@ impl Fit<'_> {
         let after_step = self.state.step;
         self.make_up()?;
         // Now there is something to lose.
+        self.observer.begins(after_step);
         self.requests.guard();
         let mut tally = Tally::new(self.session.measured());
         self.begin_page(planned, &tally, after_step);

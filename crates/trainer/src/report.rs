@@ -182,6 +182,8 @@ pub trait Observer {
     fn phase(&mut self, _phase: Option<Phase>) {}
     /// The plan is made and everything is about to be reserved.
     fn planned(&mut self, _planned: &Planned) {}
+    /// Steps begin behind this one, which is saved or is 0.
+    fn begins(&mut self, _after_step: u64) {}
     /// A step is finished.
     fn step(&mut self, _line: &StepLine) {}
     /// Another plan runs from here on.
@@ -192,8 +194,8 @@ pub trait Observer {
     fn answering(&mut self, _done: usize, _of: usize) {}
     /// Exact match was measured.
     fn answered(&mut self, _when: When, _share: f64, _prompts: usize) {}
-    /// A checkpoint is on the disk.
-    fn saved(&mut self, _path: &Path) {}
+    /// The checkpoint of a step is on the disk.
+    fn saved(&mut self, _step: u64, _path: &Path) {}
 }
 
 /// An observer that ignores everything.

@@ -1,4 +1,6 @@
 //! Signals, closed pipes and limits: a run saves and ends, or goes on, wherever it stands.
+//!
+//! One file because all of it is asked of a run that is under way.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -365,10 +367,35 @@ fn a_second_signal_ends_at_once_and_leaves_nothing_on_the_drive() {
     run.told("after step 0");
     std::thread::sleep(Duration::from_millis(500));
     run.signal("TERM");
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(1100));
+    run.signal("USR2");
+    std::thread::sleep(Duration::from_millis(100));
     assert!(run.running(), "a step that is under way is finished");
-    run.ends_by("INT", 130);
+    let end = run.ends_by("INT", 130);
+    let words = "stopped by SIGINT; nothing is saved: the next start begins with step 1";
+    assert!(end.lines.iter().any(|l| l == words), "{:#?}", end.lines);
+    assert_eq!(end.answer()["saved_step"], 0);
     assert_eq!(left_on_disk(&scratch), 0);
+}
+
+#[test]
+fn signals_that_come_together_are_one_wish() {
+    let scratch = case();
+    let sets = [NO_ANSWERS, "train.steps=1000000", "train.schedule=constant"];
+    let run = Going::start(train(&scratch, &sets));
+    stepped(&run, &scratch, 0);
+    run.signal("INT");
+    run.signal("INT");
+    // It may have ended by now.
+    let _ = Command::new("kill")
+        .args(["-TERM", &run.child.id().to_string()])
+        .stderr(Stdio::null())
+        .status();
+    let end = run.end();
+    assert_eq!(end.code, Some(130), "{:#?}", end.lines);
+    let steps = end.answer()["steps"].as_u64().expect("a whole report");
+    let name = format!("step-{steps:08}");
+    assert!(checkpoints(&scratch).contains(&name), "{name}");
 }
 
 #[test]

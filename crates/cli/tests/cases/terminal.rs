@@ -246,7 +246,13 @@ fn the_view_shows_what_the_metrics_say_and_leaves_the_terminal_as_it_was() {
     }
     // Behind the view stands what was said meanwhile, and what came of the run.
     let behind = written.rsplit("\u{1b}[?1049l").next().unwrap_or_default();
-    for words in ["checkpoint ", "steps         40", "\u{1b}[?25h"] {
+    for words in [
+        "checkpoint ",
+        "step 1/40 loss",
+        "step 40/40 loss",
+        "steps         40",
+        "\u{1b}[?25h",
+    ] {
         assert!(behind.contains(words), "{words}: {behind}");
     }
     // An error's words are on the terminal, not on the view.

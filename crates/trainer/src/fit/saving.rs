@@ -335,7 +335,7 @@ impl Fit<'_> {
 
     /// A checkpoint has its name: what follows from that.
     pub(super) fn is_in_place(&mut self, path: PathBuf, step: u64, kept_best: Option<u64>) {
-        self.observer.saved(&path);
+        self.observer.saved(step, &path);
         self.last_checkpoint = Some(path);
         self.saved = Some(step);
         let marked = super::branch::saved(&mut self.output, step);
