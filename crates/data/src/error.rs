@@ -553,7 +553,7 @@ pub enum RecordProblem {
         formats: String,
     },
     /// A later record has another format than the first.
-    #[error("a {found} record in data that began with {first} records")]
+    #[error("{} record in data that began with {first} records", one(found))]
     MixedFormats {
         /// Format of the first record.
         first: &'static str,
@@ -679,6 +679,16 @@ impl From<FileError> for DataError {
             e => Self::File(e),
         }
     }
+}
+
+/// A format's name behind its article.
+fn one(format: &str) -> String {
+    let article = if format.starts_with(['A', 'a']) {
+        "an"
+    } else {
+        "a"
+    };
+    format!("{article} {format}")
 }
 
 impl RecordProblem {

@@ -15,7 +15,8 @@ use crate::error::RecordProblem;
 /// What the records of a file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
-    /// A conversation: a list of messages with role and content, and optional tools.
+    /// A conversation: a list of messages with role and content, and optional tools. Its beginning may be apart: a
+    /// prompt and its completion, two lists of messages, as TRL has them.
     Messages,
     /// A prompt and its completion, two strings.
     PromptCompletion,
@@ -174,6 +175,8 @@ pub enum Record {
         messages: Vec<Value>,
         /// For each of them, whether the file marks it for training or against it.
         marks: Vec<Option<bool>>,
+        /// How many of them are the prompt, of which no answer is trained on; 0 where the record has one list.
+        n_prompt: usize,
         /// The tools, if the record has any.
         tools: Option<Value>,
     },
@@ -255,6 +258,21 @@ impl Schema {
         }
     }
 
+    /// The schema of data of a format that is named, whose first record is `line`: prompts and completions may be
+    /// lists of messages.
+    #[must_use]
+    pub fn named(format: Format, line: Option<&str>, fields: &Fields) -> Self {
+        let object = line.and_then(|line| object(line).ok());
+        let parts = object.is_some_and(|object| in_parts(fields, &object));
+        Self {
+            format: match format {
+                Format::PromptCompletion if parts => Format::Messages,
+                format => format,
+            },
+            fields: fields.clone(),
+        }
+    }
+
     /// Reads and checks one line. Long because each format has its arm.
     pub fn parse(&self, line: &str) -> Result<Record, RecordProblem> {
         let mut object = object(line)?;
@@ -272,28 +290,16 @@ impl Schema {
         }
         match self.format {
             Format::Messages => {
-                let list = match object.contains_key(&fields.messages) {
-                    true => &fields.messages,
-                    false => CONVERSATIONS,
-                };
-                let mut messages = match object.remove(list) {
-                    Some(Value::Array(list)) => list,
-                    Some(Value::String(text)) if text.trim_start().starts_with('[') => {
-                        inner_list(list, &text)?
+                let whole = [fields.messages.as_str(), CONVERSATIONS];
+                let whole = whole.into_iter().find(|list| object.contains_key(*list));
+                let (mut messages, mut marks, mut n_prompt) = (Vec::new(), Vec::new(), 0);
+                match whole {
+                    Some(list) => said(&mut object, list, &mut messages, &mut marks)?,
+                    None => {
+                        said(&mut object, &fields.prompt, &mut messages, &mut marks)?;
+                        n_prompt = messages.len();
+                        said(&mut object, &fields.completion, &mut messages, &mut marks)?;
                     }
-                    other => return Err(wrong_type(list, "a list", &other.into())),
-                };
-                if messages.is_empty() {
-                    return Err(RecordProblem::Empty {
-                        field: list.to_owned(),
-                    });
-                }
-                let mut marks = Vec::with_capacity(messages.len());
-                for (i, message) in messages.iter_mut().enumerate() {
-                    let place = format!("{list}[{i}]");
-                    make_plain(message, &place)?;
-                    let message = message.as_object_mut().expect("checked");
-                    marks.push(marks::take(message, &place)?);
                 }
                 // Some have it beside the list: ShareGPT's records, Anthropic's.
                 let system = optional(&mut object, SYSTEM)?;
@@ -301,11 +307,13 @@ impl Schema {
                 if !system.is_empty() && has == [false; 2] {
                     messages.insert(0, json!({ "role": "system", "content": system }));
                     marks.insert(0, None);
+                    n_prompt += usize::from(n_prompt > 0);
                 }
                 let tools = tools(object.remove(&fields.tools), &fields.tools)?;
                 Ok(Record::Messages {
                     messages,
                     marks,
+                    n_prompt,
                     tools,
                 })
             }
@@ -406,13 +414,56 @@ fn required(format: Format, fields: &Fields) -> Vec<&str> {
 }
 
 /// Whether a record has the fields of a format. A list of messages that nobody has named otherwise may be called
-/// `conversations`.
+/// `conversations`, or be in two parts.
 fn fits(format: Format, fields: &Fields, object: &Map<String, Value>) -> bool {
     let has = |field: &&str| object.contains_key(*field);
-    required(format, fields).iter().all(has)
-        || format == Format::Messages
-            && fields.messages == Fields::default().messages
-            && object.get(CONVERSATIONS).is_some_and(Value::is_array)
+    let all = required(format, fields).iter().all(has);
+    match format {
+        Format::Messages => {
+            all || fields.messages == Fields::default().messages
+                && (object.get(CONVERSATIONS).is_some_and(Value::is_array)
+                    || in_parts(fields, object))
+        }
+        Format::PromptCompletion => all && !in_parts(fields, object),
+        _ => all,
+    }
+}
+
+/// Whether a record has a conversation in two parts: a prompt and a completion that are lists.
+fn in_parts(fields: &Fields, object: &Map<String, Value>) -> bool {
+    let parts = [&fields.prompt, &fields.completion];
+    parts
+        .iter()
+        .all(|part| object.get(*part).is_some_and(Value::is_array))
+}
+
+/// Adds the messages of a list and their marks.
+fn said(
+    object: &mut Map<String, Value>,
+    list: &str,
+    messages: &mut Vec<Value>,
+    marks: &mut Vec<Option<bool>>,
+) -> Result<(), RecordProblem> {
+    let all = match object.remove(list) {
+        Some(Value::Array(list)) => list,
+        Some(Value::String(text)) if text.trim_start().starts_with('[') => inner_list(list, &text)?,
+        other => return Err(wrong_type(list, "a list", &other.into())),
+    };
+    if all.is_empty() {
+        return Err(RecordProblem::Empty {
+            field: list.to_owned(),
+        });
+    }
+    for (i, mut message) in all.into_iter().enumerate() {
+        let place = format!("{list}[{i}]");
+        make_plain(&mut message, &place)?;
+        marks.push(marks::take(
+            message.as_object_mut().expect("checked"),
+            &place,
+        )?);
+        messages.push(message);
+    }
+    Ok(())
 }
 
 /// A list that a text has as JSON.

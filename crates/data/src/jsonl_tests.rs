@@ -27,6 +27,16 @@ fn formats_are_told_by_their_fields() {
     // As Stanford's file has them.
     let own = r#"{"instruction": "a", "input": "", "output": "b", "text": "Below is a b"}"#;
     assert_eq!(detect(own), Ok(Format::Alpaca));
+    // As TRL has conversations of which a part is given.
+    let parts = r#"{"prompt": [], "completion": []}"#;
+    assert_eq!(detect(parts), Ok(Format::Messages));
+    let named =
+        |line| Schema::named(Format::PromptCompletion, Some(line), &Fields::default()).format;
+    assert_eq!(named(parts), Format::Messages);
+    assert_eq!(
+        named(r#"{"prompt": [], "completion": "b"}"#),
+        Format::PromptCompletion
+    );
     let both = r#"{"instruction": "a", "output": "b", "messages": []}"#;
     assert!(
         detect(both)
@@ -162,6 +172,26 @@ fn each_problem_is_named() {
             PromptCompletion,
             r#"{"question": "a", "answer": "b"}"#,
             "no field 'prompt': it looks like a prompt and completion called 'question' and 'answer'",
+        ),
+        (
+            Text,
+            r#"{"instruction": "a", "output": "b"}"#,
+            "an Alpaca record in data that began with text records",
+        ),
+        (
+            PromptCompletion,
+            r#"{"prompt": [], "completion": []}"#,
+            "a messages record in data that began with prompt/completion records",
+        ),
+        (
+            Messages,
+            r#"{"prompt": [{"role": "user", "content": "a"}], "completion": []}"#,
+            "'completion' is empty",
+        ),
+        (
+            Messages,
+            r#"{"prompt": [{"role": "user"}], "completion": []}"#,
+            "no field 'prompt[0].content' (fields: role)",
         ),
         (
             Text,

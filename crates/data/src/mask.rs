@@ -201,6 +201,7 @@ impl<'a> Encoder<'a> {
                 Record::Messages {
                     marks: vec![None; messages.len()],
                     messages,
+                    n_prompt: 0,
                     tools: None,
                 }
             }
@@ -221,7 +222,10 @@ impl<'a> Encoder<'a> {
         }
         if let (
             Record::Messages {
-                messages, marks, ..
+                messages,
+                marks,
+                n_prompt,
+                ..
             },
             Some(system),
         ) = (&mut record, &self.system)
@@ -230,6 +234,7 @@ impl<'a> Encoder<'a> {
                 .is_some_and(|m| m["role"] != SYSTEM && m["role"] != DEVELOPER)
         {
             marks.insert(0, None);
+            *n_prompt += usize::from(*n_prompt > 0);
             messages.insert(0, serde_json::json!({ "role": SYSTEM, "content": system }));
         }
         let n_ended = match (&mut record, &self.ending) {
@@ -275,16 +280,23 @@ impl<'a> Encoder<'a> {
             (
                 Record::Messages {
                     messages,
-                    marks,
+                    mut marks,
+                    n_prompt,
                     tools,
                 },
                 Ending::Template(turns),
             ) => {
                 remarks.of_messages(&messages, &marks, turns.template());
-                if self.loss_on == LossOn::Everything {
-                    remarks.n_marked_others = 0;
+                match self.loss_on {
+                    LossOn::Everything => remarks.n_marked_others = 0,
+                    // What the assistant says in a prompt is given.
+                    LossOn::Answers => (0..n_prompt)
+                        .filter(|&i| is_assistant(&messages[i]))
+                        .for_each(|i| marks[i] = Some(false)),
                 }
-                let example = self.conversation(turns, &messages, &marks, tools.as_ref())?;
+                let (example, whole) =
+                    self.conversation(turns, &messages, &marks, tools.as_ref())?;
+                remarks.of_calls(&messages, tools.as_ref(), &whole, turns.template());
                 return Ok((example, remarks));
             }
             (Record::PromptCompletion { prompt, completion }, Ending::Eos(eos)) => {
@@ -431,13 +443,14 @@ impl<'a> Encoder<'a> {
         Ok((prompt, completion))
     }
 
+    /// A conversation's tokens and mask, and its text.
     fn conversation(
         &self,
         turns: &Turns<'_>,
         messages: &[Value],
         marks: &[Option<bool>],
         tools: Option<&Value>,
-    ) -> Result<Example, RecordProblem> {
+    ) -> Result<(Example, String), RecordProblem> {
         let template = turns.template();
         let whole = template.render(messages, tools, false)?;
         let everything = self.loss_on == LossOn::Everything;
@@ -467,11 +480,12 @@ impl<'a> Encoder<'a> {
         if everything {
             supervised.iter_mut().for_each(|s| *s = !*s);
         }
-        Ok(Example {
+        let example = Example {
             supervised,
             tokens: tokens.into_iter().map(|(id, _)| id).collect(),
             class: None,
-        })
+        };
+        Ok((example, whole.text))
     }
 }
 

@@ -424,6 +424,96 @@ fn turns_marked_against_training_are_not_trained_on() {
     }
 }
 
+/// TRL's prompt and completion as lists of messages are one conversation of which the prompt is given: tokens and mask
+/// are those of the conversation in one list whose answers in the prompt are marked against training.
+#[test]
+fn a_conversation_in_two_parts_is_one_whose_prompt_is_given() {
+    for template in ["qwen25", "llama3", "marked"] {
+        let tokenizer = match template {
+            "marked" => {
+                let source = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}\
+                    {% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}\
+                    {% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}";
+                testing::tokenizer().with_chat_template(source).unwrap()
+            }
+            name => testing::with_template(name),
+        };
+        let encoder = encoder(&tokenizer, Format::Messages);
+        for n_prompt in [2, 3, 4, 6] {
+            let mut whole = three([None; 3]);
+            let list = whole["messages"].as_array_mut().unwrap();
+            let (prompt, completion) = list.split_at(n_prompt);
+            let parts = json!({"prompt": prompt, "completion": completion});
+            for message in &mut list[..n_prompt] {
+                if message["role"] == "assistant" {
+                    message["weight"] = json!(0);
+                }
+            }
+            let (got, remarks) = encoder.encode(&parts.to_string()).unwrap();
+            assert_eq!(
+                got,
+                encoder.example(&whole.to_string()).unwrap(),
+                "{template}, {n_prompt}"
+            );
+            assert!(got.supervised.contains(&true));
+            assert!(remarks.sentences().is_empty(), "{:?}", remarks.sentences());
+            assert_eq!(
+                encoder.prompt(&parts.to_string()),
+                encoder.prompt(&whole.to_string())
+            );
+        }
+    }
+    let tokenizer = testing::with_template("qwen25");
+    let schema = Schema {
+        format: Format::Messages,
+        fields: Fields::default(),
+    };
+    let system = Some("be brief".to_owned());
+    let encoder = Encoder::new(schema, &tokenizer, LossOn::Answers, "")
+        .unwrap()
+        .with_system(system);
+    let said = |role: &str, text: &str| json!({"role": role, "content": text});
+    let line = json!({
+        "prompt": [said("user", "a"), said("assistant", "b"), said("user", "c")],
+        "completion": [said("assistant", "d")],
+    });
+    let example = encoder.example(&line.to_string()).unwrap();
+    assert_eq!(spoken(&tokenizer, &example), ["d<|im_end|>"]);
+}
+
+/// Calls of tools, and tools, that a template leaves out are counted; those that it writes are not.
+#[test]
+fn what_a_template_does_not_write_of_tools_is_counted() {
+    let call = json!([{"type": "function", "function": {"name": "weather", "arguments": {"city": "Ulm"}}}]);
+    let line = json!({
+        "messages": [
+            {"role": "user", "content": "weather?"},
+            {"role": "assistant", "content": "", "tool_calls": call},
+            {"role": "tool", "content": "fine"},
+            {"role": "assistant", "content": "It is fine."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
+    });
+    let of = |template: &str| {
+        let source =
+            std::fs::read_to_string(testing::testdata().join(format!("{template}.jinja"))).unwrap();
+        let tokenizer = testing::tokenizer().with_chat_template(&source).unwrap();
+        let (_, remarks) = encoder(&tokenizer, Format::Messages)
+            .encode(&line.to_string())
+            .unwrap();
+        (
+            remarks.n_calls_unwritten,
+            remarks.n_tools_unwritten,
+            remarks.sentences().join("\n"),
+        )
+    };
+    let (calls, tools, said) = of("chatml");
+    assert_eq!((calls, tools), (1, 1), "{said}");
+    assert!(said.contains("warning: 1 messages call tools"), "{said}");
+    assert!(said.contains("warning: 1 records have `tools`"), "{said}");
+    assert_eq!(of("qwen25"), (0, 0, String::new()));
+}
+
 /// The separator behind a turn is within its block, and is not there while the turn is the last.
 #[test]
 fn a_block_may_reach_to_the_next_message() {

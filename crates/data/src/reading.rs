@@ -204,10 +204,8 @@ fn no_format(line: Line, options: &LoadOptions) -> RecordProblem {
 /// out.
 fn schema(options: &LoadOptions, chunk: &[Line]) -> Option<Schema> {
     if let Some(format) = options.format {
-        return Some(Schema {
-            format,
-            fields: options.fields.clone(),
-        });
+        let line = chunk.first().and_then(|line| line.text.as_deref().ok());
+        return Some(Schema::named(format, line, &options.fields));
     }
     let detect = |line: &Line| Schema::detect(line.text.as_ref().ok()?, &options.fields).ok();
     match options.on_error {

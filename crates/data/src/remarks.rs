@@ -17,6 +17,23 @@ const NAMES_MAX: usize = 16;
 /// Most places of records left out that are kept.
 const PLACES_MAX: usize = 3;
 
+/// Where a message has its calls of tools, and a template the tools that there are.
+const CALLS: &str = "tool_calls";
+const TOOLS: &str = "tools";
+
+/// Whether a message has no calls.
+fn is_none(calls: &Value) -> bool {
+    calls.is_null() || calls.as_array().is_some_and(Vec::is_empty)
+}
+
+/// Whether a template may not write these lists of functions: it never names the variable, or a function's name is
+/// missing from the text.
+fn may_lack(lists: &[&Value], variable: &str, text: &str, template: &ChatTemplate) -> bool {
+    let all = lists.iter().filter_map(|list| list.as_array()).flatten();
+    let mut names = all.filter_map(|f| f["function"].get("name").or(f.get("name"))?.as_str());
+    !template.mentions(variable) || names.any(|name| !text.contains(name))
+}
+
 /// Counts of what was noticed in records, in one or in many.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remarks {
@@ -35,6 +52,12 @@ pub struct Remarks {
     /// Records with a class of which a text lost its end.
     #[serde(default)]
     pub n_texts_cut: u64,
+    /// Messages with calls of tools that the template does not write.
+    #[serde(default)]
+    pub n_calls_unwritten: u64,
+    /// Records with tools that the template does not write.
+    #[serde(default)]
+    pub n_tools_unwritten: u64,
     /// Keys of messages that neither the template nor lowtide reads, with the number of messages; the
     /// first 16 of them.
     pub unknown_keys: BTreeMap<String, u64>,
@@ -63,6 +86,40 @@ impl Remarks {
         }
     }
 
+    /// Notes calls of tools, and tools, that are not in the `text` that the template has written: it is the same
+    /// without them.
+    pub(super) fn of_calls(
+        &mut self,
+        messages: &[Value],
+        tools: Option<&Value>,
+        text: &str,
+        template: &ChatTemplate,
+    ) {
+        let calls: Vec<&Value> = messages.iter().map(|m| &m[CALLS]).collect();
+        let n_calling = calls.iter().filter(|calls| !is_none(calls)).count() as u64;
+        if n_calling > 0 && may_lack(&calls, CALLS, text, template) {
+            let mut bare = messages.to_vec();
+            for message in bare.iter_mut().filter_map(Value::as_object_mut) {
+                if message
+                    .shift_remove(CALLS)
+                    .is_some_and(|calls| !is_none(&calls))
+                {
+                    message.entry("content").or_insert(Value::Null);
+                }
+            }
+            let without = template.render(&bare, tools, false);
+            if without.is_ok_and(|without| without.text == text) {
+                self.n_calls_unwritten += n_calling;
+            }
+        }
+        if let Some(tools) = tools
+            && may_lack(&[tools], TOOLS, text, template)
+        {
+            let without = template.render(messages, None, false);
+            self.n_tools_unwritten += u64::from(without.is_ok_and(|without| without.text == text));
+        }
+    }
+
     /// Notes a record that is left out.
     pub(super) fn left_out(&mut self, path: &Path, place: Place, problem: &RecordProblem) {
         self.n_left_out += 1;
@@ -88,6 +145,8 @@ impl Remarks {
         self.n_had_begin += other.n_had_begin;
         self.n_had_end += other.n_had_end;
         self.n_texts_cut += other.n_texts_cut;
+        self.n_calls_unwritten += other.n_calls_unwritten;
+        self.n_tools_unwritten += other.n_tools_unwritten;
         for (name, n) in other.unknown_keys {
             self.unknown_key(name, n);
         }
@@ -139,6 +198,21 @@ impl Remarks {
             all.push(format!(
                 "{} records are longer than train.seq: the longer text of each lost its end",
                 self.n_texts_cut
+            ));
+        }
+        let other = "data.chat_template names another template";
+        if self.n_calls_unwritten > 0 {
+            all.push(format!(
+                "warning: {} messages call tools (`tool_calls`), which the chat template does not write: the model \
+                 learns nothing of these calls; {other}",
+                self.n_calls_unwritten
+            ));
+        }
+        if self.n_tools_unwritten > 0 {
+            all.push(format!(
+                "warning: {} records have `tools`, which the chat template does not write: the model does not see \
+                 them; {other}",
+                self.n_tools_unwritten
             ));
         }
         if !self.unknown_keys.is_empty() {

@@ -1,6 +1,52 @@
 //! What a run reports about its data.
 
+use lowtide_config::{LastBatch, Length, Run};
 use lowtide_data::{Dataset, Packed, Remarks, Rows};
+
+/// Fewer steps than these are few for a run of epochs.
+const FEW: u64 = 10;
+
+/// What an epoch of so many rows is in steps, and the whole run. A row holds several examples, so steps are fewer than
+/// examples let expect. With [`LastBatch::Fill`] an epoch may end within a step.
+pub(crate) fn steps_line(run: &Run, rows: u64, an_epoch: u64, total: u64) -> String {
+    let some = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let batch = u64::from(run.train.micro_batch) * u64::from(run.train.accumulate);
+    let part = rows as f64 / batch as f64;
+    let steps = match run.train.last_batch {
+        LastBatch::Fill if !rows.is_multiple_of(batch) => format!("{part:.1} steps"),
+        _ => some(an_epoch, "step"),
+    };
+    let epoch = format!(
+        "an epoch has {}: {steps} of {}",
+        some(rows, "row"),
+        some(batch, "row")
+    );
+    match run.train.length {
+        Length::Steps(n) => {
+            let epochs = match run.train.last_batch {
+                LastBatch::Fill => n as f64 / part,
+                _ => n as f64 / an_epoch.max(1) as f64,
+            };
+            format!(
+                "train data: {epoch}; {} are {epochs:.1} epochs",
+                some(n, "step")
+            )
+        }
+        Length::Epochs(epochs) => {
+            let line = format!(
+                "train data: {epoch}; {epochs} epochs are {}",
+                some(total, "step")
+            );
+            match total < FEW {
+                true => format!(
+                    "warning: {line}, which are few: a row holds several examples; a smaller train.micro_batch or \
+                     train.accumulate makes more"
+                ),
+                false => line,
+            }
+        }
+    }
+}
 
 /// A line about a data set, with its name in front; a warning stays one.
 pub(super) fn of_set(name: &str, told: &str) -> String {
@@ -32,7 +78,7 @@ fn sentences(name: &str, n_unsupervised: u64, remarks: &Remarks) -> Vec<String> 
     });
     let others = remarks.sentences().into_iter();
     none.into_iter()
-        .chain(others.map(|sentence| format!("{name} data: {sentence}")))
+        .chain(others.map(|sentence| of_set(name, &sentence)))
         .collect()
 }
 
