@@ -62,6 +62,20 @@ pub enum ConfigError {
         /// Of a key of other trainers that has no counterpart: why.
         reason: Option<&'static str>,
     },
+    /// Several of them in one file.
+    #[error("{}", lines(all))]
+    UnknownKeys {
+        /// Each of them, two or more, in the order of the file.
+        all: Vec<ConfigError>,
+    },
+    /// A file that was to be imported is not of the trainer that is known.
+    #[error("{file}: no run file of Axolotl: it has neither base_model nor datasets{}", looks_like(*like))]
+    NotAxolotl {
+        /// The file as it was named.
+        file: String,
+        /// The trainers whose keys it has.
+        like: Option<&'static str>,
+    },
     /// One key twice in one mapping.
     #[error("{at}: key '{key}' was given before, at {first}")]
     DuplicateKey {
@@ -169,11 +183,23 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// The key concerned, whole; `None` when the file could not be read as keys at all.
+    /// Unknown keys as one error; `None` where there are none.
+    pub(crate) fn all_unknown(mut all: Vec<Self>) -> Option<Self> {
+        match all.len() {
+            0 | 1 => all.pop(),
+            _ => Some(Self::UnknownKeys { all }),
+        }
+    }
+
+    /// The key concerned, whole; the first of several; `None` when the file could not be read as keys at all.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         match self {
-            Self::Read { .. } | Self::Syntax { .. } | Self::Set { .. } => None,
+            Self::Read { .. }
+            | Self::Syntax { .. }
+            | Self::Set { .. }
+            | Self::NotAxolotl { .. } => None,
+            Self::UnknownKeys { all } => all.first()?.key(),
             Self::UnknownKey { key, .. }
             | Self::DuplicateKey { key, .. }
             | Self::WrongType { key, .. }
@@ -191,7 +217,11 @@ impl ConfigError {
     #[must_use]
     pub fn place(&self) -> Option<&Place> {
         match self {
-            Self::Read { .. } | Self::Set { .. } | Self::Missing { .. } => None,
+            Self::Read { .. }
+            | Self::Set { .. }
+            | Self::Missing { .. }
+            | Self::NotAxolotl { .. } => None,
+            Self::UnknownKeys { all } => all.first()?.place(),
             Self::Syntax { at, .. }
             | Self::UnknownKey { at, .. }
             | Self::DuplicateKey { at, .. }
@@ -204,6 +234,18 @@ impl ConfigError {
             | Self::Needs { at, .. } => Some(at),
         }
     }
+}
+
+/// Errors, a line each.
+fn lines(all: &[ConfigError]) -> String {
+    let all = all.iter().map(ToString::to_string);
+    all.collect::<Vec<_>>().join("\n")
+}
+
+fn looks_like(like: Option<&str>) -> String {
+    like.map_or(String::new(), |like| {
+        format!("; its keys are those of {like}")
+    })
 }
 
 fn hint(nearest: &Option<String>) -> String {

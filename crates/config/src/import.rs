@@ -19,6 +19,8 @@ pub struct Imported {
     pub yaml: String,
     /// What was not taken over: the other trainer's key, and why.
     pub dropped: Vec<(String, String)>,
+    /// What of it are data sets that would have been trained on.
+    pub sets: Vec<(String, String)>,
 }
 
 /// What becomes of a key.
@@ -34,6 +36,28 @@ enum Way {
     /// It asks for something else than lowtide does: why.
     Other(&'static str),
 }
+
+/// Keys by which files of other trainers are known.
+const OTHERS: [(&[&str], &str); 4] = [
+    (
+        &["finetuning_type", "cutoff_len", "dataset_dir"],
+        "LLaMA-Factory",
+    ),
+    (
+        &["zero_optimization", "train_micro_batch_size_per_gpu"],
+        "DeepSpeed",
+    ),
+    (&["checkpointer", "tokenizer", "metric_logger"], "torchtune"),
+    (
+        &[
+            "model_name_or_path",
+            "dataset_name",
+            "per_device_train_batch_size",
+            "num_train_epochs",
+        ],
+        "TRL or transformers",
+    ),
+];
 
 const PLANNED: &str = "the planner decides what is recomputed, offloaded and overlapped";
 const ADAPTERS: &str = "lowtide trains all parameters, not adapters";
@@ -194,12 +218,13 @@ struct Import {
     /// Our keys with their values, as YAML.
     given: BTreeMap<&'static str, String>,
     dropped: Vec<(String, String)>,
+    sets: Vec<(String, String)>,
 }
 
 /// Reads a run file of Axolotl. `file` names it in errors.
 ///
 /// # Errors
-/// The text is not YAML, or no mapping.
+/// The text is not YAML, no mapping, or has neither a model nor data by Axolotl's names.
 pub fn import_axolotl(text: &str, file: &str) -> Result<Imported, ConfigError> {
     let root = tree::parse(text, &tree::in_file(&file.into()))?;
     let Tree::Map(entries) = &root.tree else {
@@ -210,6 +235,14 @@ pub fn import_axolotl(text: &str, file: &str) -> Result<Imported, ConfigError> {
             allowed: "a mapping of Axolotl's keys".to_owned(),
         });
     };
+    let has = |names: &[&str]| entries.iter().any(|e| names.contains(&e.key.as_str()));
+    if !has(&["base_model", "datasets"]) {
+        let like = OTHERS.iter().find(|(names, _)| has(names));
+        return Err(ConfigError::NotAxolotl {
+            file: file.to_owned(),
+            like: like.map(|(_, trainer)| *trainer),
+        });
+    }
     let mut import = Import::default();
     for entry in entries {
         import.entry(entry);
@@ -293,8 +326,15 @@ impl Import {
                 self.drop(whole, node, &why);
             }
             None => {
-                let why = "lowtide has nothing like it, or does not know it";
-                self.drop(whole, node, why);
+                let own = KEYS.iter().map(|k| k.name);
+                let own = own.filter(|key| key.rsplit('.').next() == Some(name));
+                let why = match own.collect::<Vec<_>>().join(" or ") {
+                    none if none.is_empty() => {
+                        "lowtide has nothing like it, or does not know it".to_owned()
+                    }
+                    own => format!("no key of Axolotl's; here it is {own}"),
+                };
+                self.drop(whole, node, &why);
             }
         }
     }
@@ -316,6 +356,8 @@ impl Import {
             return self.drop(name, node, "a list of data sets is expected");
         };
         let mut files = Vec::new();
+        // What the records of all data are; evaluation data may say it first.
+        let mut first = self.given.get("data.format").cloned();
         for (i, item) in items.iter().enumerate() {
             let Tree::Map(entries) = &item.tree else {
                 self.drop(
@@ -340,11 +382,24 @@ impl Import {
                 }
             };
             // `path: json` with files is how a loader is named.
-            files.extend(
-                text("data_files")
-                    .or_else(|| text("path"))
-                    .unwrap_or_default(),
-            );
+            let own = text("data_files")
+                .or_else(|| text("path"))
+                .unwrap_or_default();
+            let format = text("type").and_then(|kind| format_of(kind.first()?));
+            if let (Some(first), Some(format)) = (&first, format)
+                && first != format
+            {
+                let why = format!(
+                    "its records are {format}, those of the first data set {first}, and all records of a run have one \
+                     layout: write them as the first are, and add the file to {key}"
+                );
+                let what = format!("{name}[{i}] ({})", shortened(&own.join(", ")));
+                self.sets.push((what.clone(), why.clone()));
+                self.dropped.push((what, why));
+                continue;
+            }
+            first = first.or(format.map(str::to_owned));
+            files.extend(own);
             for entry in entries {
                 self.of_data(&format!("{name}[{i}].{}", entry.key), entry);
             }
@@ -369,9 +424,10 @@ impl Import {
         };
         let field = match (entry.key.as_str(), text.as_str()) {
             ("path" | "data_files" | "ds_type", _) => return,
-            ("type", "chat_template" | "sharegpt") => return self.format(whole, entry, "chat"),
-            ("type", "alpaca") => return self.format(whole, entry, "alpaca"),
-            ("type", "completion") => return self.format(whole, entry, "text"),
+            ("type", kind) if format_of(kind).is_some() => {
+                let format = format_of(kind).unwrap_or_default();
+                return self.give("data.format", format.to_owned());
+            }
             ("split", "train") => return,
             ("field_messages", _) => "data.fields.messages",
             ("field" | "text_column", _) => "data.fields.text",
@@ -380,17 +436,6 @@ impl Import {
             }
         };
         self.give(field, quoted(text));
-    }
-
-    /// The format of a data set, which is that of all: another one than the first's is named.
-    fn format(&mut self, whole: &str, entry: &Entry, format: &str) {
-        let first = self.given.get("data.format");
-        if first.is_none_or(|first| first == format) {
-            self.give("data.format", format.to_owned());
-        } else {
-            let why = "all records of a run have one layout, which is that of the first data set";
-            self.drop(whole, &entry.value, why);
-        }
     }
 
     /// Takes away what the run file's rules do not allow, with their reason.
@@ -460,7 +505,18 @@ impl Import {
         Imported {
             yaml,
             dropped: self.dropped,
+            sets: self.sets,
         }
+    }
+}
+
+/// What Axolotl's types of data sets are here.
+fn format_of(kind: &str) -> Option<&'static str> {
+    match kind {
+        "chat_template" | "sharegpt" => Some("chat"),
+        "alpaca" => Some("alpaca"),
+        "completion" => Some("text"),
+        _ => None,
     }
 }
 
@@ -535,6 +591,57 @@ output_dir: ./out
                 imported.yaml
             );
         }
+    }
+
+    #[test]
+    fn another_layout_is_no_part_of_the_data() {
+        let text = "base_model: m\ndatasets:\n- {path: a.jsonl, type: chat_template}\n\
+                    - {path: b.jsonl, type: alpaca, field_messages: x}\n- {path: c.jsonl, type: sharegpt}\n";
+        let imported = import_axolotl(text, "a.yaml").unwrap();
+        let run = Run::parse(&imported.yaml, "run.yaml", Path::new("/r"), &[]).unwrap();
+        let files: Vec<_> = run.data.train.iter().map(|s| s.path.clone()).collect();
+        assert_eq!(files, [Path::new("/r/a.jsonl"), Path::new("/r/c.jsonl")]);
+        assert_eq!(run.data.fields.messages, "messages");
+        assert_eq!(imported.sets.len(), 1);
+        assert!(
+            imported.sets[0].0.contains("b.jsonl"),
+            "{:?}",
+            imported.sets
+        );
+        assert!(
+            imported
+                .yaml
+                .contains("#   datasets[1] (b.jsonl): its records are alpaca"),
+            "{}",
+            imported.yaml
+        );
+    }
+
+    #[test]
+    fn files_of_other_trainers_are_refused() {
+        for (text, like) in [
+            (
+                "model_name_or_path: m\npacking: true\n",
+                "those of TRL or transformers",
+            ),
+            (
+                "model_name_or_path: m\nfinetuning_type: full\n",
+                "those of LLaMA-Factory",
+            ),
+            ("zero_optimization: {stage: 3}\n", "those of DeepSpeed"),
+            ("checkpointer: {}\n", "those of torchtune"),
+            ("x: 1\n", "datasets"),
+        ] {
+            let error = import_axolotl(text, "a.yaml").unwrap_err().to_string();
+            assert!(
+                error.starts_with("a.yaml: no run file of Axolotl"),
+                "{error}"
+            );
+            assert!(error.ends_with(like), "{error}");
+        }
+        let imported = import_axolotl("base_model: m\npacking: true\n", "a.yaml").unwrap();
+        let why = &imported.dropped[0].1;
+        assert!(why.ends_with("here it is data.packing"), "{why}");
     }
 
     #[test]

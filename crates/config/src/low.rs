@@ -53,7 +53,13 @@ impl Low {
             base,
             current,
         };
-        low.section("", &root)?;
+        let mut unknown = Vec::new();
+        let read = low.section("", &root, &mut unknown);
+        // Whoever comes from another trainer sees all of its keys at once.
+        if let Some(all) = ConfigError::all_unknown(unknown) {
+            return Err(all);
+        }
+        read?;
         for set in sets {
             low.set(set)?;
         }
@@ -61,7 +67,13 @@ impl Low {
         Ok(low)
     }
 
-    fn section(&mut self, name: &str, node: &Node) -> Result<(), ConfigError> {
+    /// Takes a section; keys that are unknown are added to `unknown`.
+    fn section(
+        &mut self,
+        name: &str,
+        node: &Node,
+        unknown: &mut Vec<ConfigError>,
+    ) -> Result<(), ConfigError> {
         let entries = match &node.tree {
             Tree::Null => return Ok(()),
             Tree::Map(entries) => entries,
@@ -79,21 +91,27 @@ impl Low {
             }
         };
         unique(name, entries)?;
-        entries.iter().try_for_each(|entry| self.entry(name, entry))
+        entries
+            .iter()
+            .try_for_each(|entry| self.entry(name, entry, unknown))
     }
 
-    fn entry(&mut self, section: &str, entry: &Entry) -> Result<(), ConfigError> {
+    fn entry(
+        &mut self,
+        section: &str,
+        entry: &Entry,
+        unknown: &mut Vec<ConfigError>,
+    ) -> Result<(), ConfigError> {
         let name = join(section, &entry.key);
-        if entry.key.contains('.') {
-            return Err(unknown(section, &entry.key, entry.at.clone()));
-        }
-        if let Some(key) = find(&name) {
+        let dotted = entry.key.contains('.');
+        if let Some(key) = find(&name).filter(|_| !dotted) {
             return self.give(key, &entry.value);
         }
-        if is_section(&name) {
-            return self.section(&name, &entry.value);
+        if is_section(&name) && !dotted {
+            return self.section(&name, &entry.value, unknown);
         }
-        Err(unknown(section, &entry.key, entry.at.clone()))
+        unknown.push(no_key(section, &entry.key, entry.at.clone()));
+        Ok(())
     }
 
     /// Takes a value; an empty one takes back what was given before.
@@ -151,10 +169,12 @@ impl Low {
             return self.give(key, &node);
         }
         if is_section(name) {
-            return self.section(name, &parsed(text)?);
+            let mut unknown = Vec::new();
+            let read = self.section(name, &parsed(text)?, &mut unknown);
+            return ConfigError::all_unknown(unknown).map_or(read, Err);
         }
         let (section, key) = name.rsplit_once('.').unwrap_or(("", name));
-        Err(unknown(section, key, at))
+        Err(no_key(section, key, at))
     }
 
     /// Where an override names one key of an exclusive group, the file's others are dropped.
@@ -358,7 +378,7 @@ fn is_section(name: &str) -> bool {
 /// The error for a name that is no key, with the key that was probably meant: a key of another section with this name,
 /// ours for another trainer's name or why there is none, a neighbour with nearly this name, or a key of another
 /// section with nearly it.
-fn unknown(section: &str, key: &str, at: Place) -> ConfigError {
+fn no_key(section: &str, key: &str, at: Place) -> ConfigError {
     let whole = join(section, key);
     let last = key.rsplit('.').next().unwrap_or(key);
     let ours = |name: &'static str| name.rsplit('.').next().unwrap_or(name);

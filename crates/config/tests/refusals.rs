@@ -1,10 +1,30 @@
 //! The mistakes that people make in run files, each with what is said of it.
+//!
+//! One file because it is one list of mistakes.
 
 mod common;
 
 use lowtide_config::ConfigError;
 
 use common::{check, parse, refused, run};
+
+#[test]
+fn unknown_keys_are_named_all_at_once() {
+    let text = "model:\n  path: m\nper_device_train_batch_size: 4\ntrain:\n  sqe: 3\n  seq: none\nlora_r: 8\n";
+    let error = parse(text, &[]).unwrap_err();
+    let all = error.to_string();
+    let lines: Vec<&str> = all.lines().collect();
+    assert_eq!(lines.len(), 2, "{all}");
+    assert!(
+        lines[0].starts_with("run.yaml:3:1: unknown key 'per_device_train_batch_size'"),
+        "{all}"
+    );
+    assert!(
+        lines[1].starts_with("run.yaml:5:3: unknown key 'train.sqe'"),
+        "{all}"
+    );
+    assert_eq!(error.key(), Some("per_device_train_batch_size"));
+}
 
 #[test]
 fn unknown_keys_name_the_key_that_was_meant() {
