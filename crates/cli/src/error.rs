@@ -21,6 +21,7 @@ use crate::out::complain;
 use fitting::fitting;
 
 mod fitting;
+mod model;
 mod paths;
 mod ranks;
 mod records;
@@ -336,9 +337,15 @@ fn advice(e: &TrainError) -> Vec<String> {
             lines.push(newest(checkpoint.as_deref()));
             lines
         }
-        TrainError::OtherRun { may_change, .. } => {
+        TrainError::OtherRun {
+            may_change, again, ..
+        } => {
+            let first = match again {
+                Some(again) => format!("give it again to go on with that run (--set {again}, or in the run file)"),
+                None => "put it back to go on with that run".to_owned(),
+            };
             let mut lines = vec![
-                "put it back to go on with that run, or start anew in another directory: --set output=DIR".to_owned(),
+                format!("{first}, or start anew in another directory: --set output=DIR"),
                 "or start anew here: --set checkpoint.resume=never, which replaces this run's model and its checkpoints"
                     .to_owned(),
             ];
@@ -403,10 +410,23 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::Config(ConfigError::UnknownKey { .. }) => {
             one("`lowtide schema --markdown` lists every key")
         }
+        TrainError::Config(ConfigError::UnknownKeys { .. }) => vec![
+            "`lowtide schema --markdown` lists every key".to_owned(),
+            "a run file of Axolotl: `lowtide import FILE > run.yaml`; docs/coming-from.md has the keys of Axolotl, TRL, \
+             torchtune, LLaMA-Factory and DeepSpeed beside lowtide's"
+                .to_owned(),
+        ],
+        TrainError::Config(ConfigError::NotAxolotl { .. }) => one(
+            "only run files of Axolotl are brought over; of TRL, torchtune, LLaMA-Factory and DeepSpeed \
+             docs/coming-from.md has the keys beside lowtide's: write a run file by it",
+        ),
+        TrainError::WarmUp { .. } => one(
+            "lower train.warmup_steps, say it as a share of the steps (train.warmup_ratio), or raise train.epochs",
+        ),
         TrainError::Read(e)
         | TrainError::Config(ConfigError::Read(e))
         | TrainError::Model(ModelError::File(e)) => file_advice(e),
-        TrainError::Model(e) => model_advice(e),
+        TrainError::Model(e) => model::advice(e),
         TrainError::Config(_) | TrainError::File { .. } => Vec::new(),
         TrainError::Data(e) => data_advice(e),
         TrainError::Tier(e) => tier_advice(e),
@@ -494,88 +514,6 @@ fn file_advice(e: &FileError) -> Vec<String> {
         } => {
             "Python's json writes NaN and Infinity, which JSON does not have: put a number or null in \
              its place, or leave the key out"
-        }
-        _ => return Vec::new(),
-    };
-    vec![text.to_owned()]
-}
-
-/// What to do about a model directory.
-fn model_advice(e: &ModelError) -> Vec<String> {
-    let text = match e {
-        ModelError::Config { source, .. } => match &**source {
-            ModelError::Unsupported { .. } => {
-                "lowtide does not compute such a model: which it does, README says under \"Your own model and data\""
-            }
-            ModelError::MissingKey { .. } => {
-                "add the key to that file, as the model's makers published it"
-            }
-            _ => "correct it in that file, as the model's makers published it",
-        },
-        ModelError::NothingLike { .. } => {
-            "`train.freeze`, `train.unfreeze` and `optimizer.groups` take names of tensors as the model's safetensors have them; a tied \
-             head is the embedding's table and has no name of its own"
-        }
-        ModelError::Partly { .. } => {
-            "let `train.freeze` name both, or neither: queries, keys and values are one matrix here, so are gate \
-             and up and all experts of a block, and a norm's weight and bias one kernel's"
-        }
-        ModelError::NoEffect { .. } => {
-            "leave the group out of `optimizer.groups`, or let it stand before the others"
-        }
-        ModelError::Split { .. } => {
-            "name both in the same group of `optimizer.groups`, or neither: queries, keys and values are one matrix here, so are gate \
-             and up and all experts of a block"
-        }
-        ModelError::NothingProjected { shorter: 0, .. } => "freeze less, or leave out `strategy`",
-        ModelError::NothingProjected { .. } => {
-            "lower `strategy.lsp.compression`, or leave out `strategy.name: lsp`"
-        }
-        ModelError::StacksLack { .. } => {
-            "leave it out: README says under \"Not supported yet\" what waits"
-        }
-        ModelError::NotInChunks { .. } => "leave out `train.rows_chunk`",
-        ModelError::ExpertsProjected => "leave out `strategy.name: lsp`",
-        ModelError::NothingTrained => {
-            "name fewer tensors in `train.freeze`, or some in `train.unfreeze`"
-        }
-        ModelError::NoConfig { found, .. } => match found.as_deref() {
-            Some("params.json") => {
-                "it has weights as their makers published them: fetch the version for transformers"
-            }
-            Some("adapter_config.json") => {
-                "it is an adapter (LoRA), not a model: merge it into its base model with peft's \
-                 merge_and_unload(), and save that one"
-            }
-            _ => {
-                "a model directory is what save_pretrained(DIR) of transformers writes: config.json, \
-                 model.safetensors, tokenizer.json"
-            }
-        },
-        ModelError::NoWeights { found: Some(_), .. } => foreign_advice(Foreign::Zip),
-        ModelError::NonFinite { .. } => {
-            "the file is damaged, or the model diverged before it was saved: fetch it again, or take an \
-             older one"
-        }
-        ModelError::Dimensions { what, .. } if what.contains("sequence") => {
-            "lower train.seq, or take a model of longer sequences"
-        }
-        ModelError::Dimensions { what, .. } if *what == "length of targets" => {
-            "set train.target to the tokens of a target; 0 for a model without an encoder"
-        }
-        ModelError::Dimensions { what, .. } if what.contains("batch") => {
-            "lower train.micro_batch, train.seq or train.accumulate; of answers with a cache eval.generate.cached, too"
-        }
-        ModelError::Dimensions { what, .. } if *what == "head dimension" => {
-            "answer without a KV cache: eval.generate.cached=0, generate --no-cache, eval without --cached"
-        }
-        ModelError::Dimensions { .. } => {
-            "the model's config.json says so: get it again from where the model was published, or take another model"
-        }
-        ModelError::Beyond { .. } => "f16 has no such number: export as bf16 or f32",
-        ModelError::TiedHead { .. } => {
-            "set tie_word_embeddings to false in config.json if the model has a head of its own (as \
-             transformers 5 takes it), or remove the tensor"
         }
         _ => return Vec::new(),
     };

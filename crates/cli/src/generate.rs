@@ -23,17 +23,22 @@ pub fn name(run: &Run) -> String {
     }
 }
 
-/// Says that it is not the run's own model that answers, where it has checkpoints and has made none.
-fn note_unfinished(run: &Run, file: &Path) {
-    let made = run.output.join("model").exists();
+/// Says which model answers: that it is not the run's own where the run has made none.
+fn note_model(run: &Run, file: &Path, named: bool) {
+    let name = name(run);
+    if named || run.output.join("model").exists() {
+        return complain(&format!("model: {name}"));
+    }
     let mut checkpoints = fs::read_dir(run.output.join("checkpoints"));
-    if !made && checkpoints.as_mut().is_ok_and(|dir| dir.next().is_some()) {
-        complain(&format!(
-            "note: the run is not finished, so {} answers; `lowtide export {} DIR` makes a model of its newest \
+    match checkpoints.as_mut().is_ok_and(|dir| dir.next().is_some()) {
+        true => complain(&format!(
+            "note: the run is not finished, so {name} answers; `lowtide export {} DIR` makes a model of its newest \
              checkpoint",
-            name(run),
             quoted(file)
-        ));
+        )),
+        false => complain(&format!(
+            "model: {name}, which the run begins with: it has made none of its own yet"
+        )),
     }
 }
 
@@ -43,9 +48,7 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
         .run
         .args()
         .load_with_model(args.model.as_deref(), Names::Model)?;
-    if args.model.is_none() {
-        note_unfinished(&run, &args.run.file);
-    }
+    note_model(&run, &args.run.file, args.model.is_some());
     // One row is all there is; no result depends on it.
     (run.train.micro_batch, run.train.accumulate) = (1, 1);
     run.gpus = 1;
@@ -105,9 +108,16 @@ pub fn generate(args: &GenerateArgs, out: Out) -> Answer {
     drop(waiting);
     // What a model says may have tabs, which are no harm.
     out.as_it_is(&text);
+    let cut = new.len() >= max_new_tokens as usize;
+    if cut {
+        complain(&format!(
+            "note: cut after {max_new_tokens} tokens; --max-new-tokens takes more"
+        ));
+    }
     let answer = json!({
         "text": text,
         "tokens": new,
+        "cut": cut,
         "model": name(&run),
         "cache": cache,
         "prompt_tokens": passes.prompt_tokens,

@@ -32,6 +32,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue};
 use lowtide_data::trial::{become_trial, in_foreign_code};
 use serde_json::{Value, json};
 
@@ -48,8 +49,18 @@ fn main() -> ExitCode {
     }
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(e) => {
+        Err(mut e) => {
+            let key = key_of(&e);
+            if key.is_some() {
+                // It would advise to pass the option as a value.
+                e.remove(ContextKind::Suggested);
+            }
             let printed = e.print();
+            if let Some(key) = key {
+                out::complain(&format!(
+                    "  help: a key of the run file is changed by --set {key}=VALUE"
+                ));
+            }
             if !e.use_stderr() {
                 out::noted(&printed.and_then(|()| std::io::stdout().flush()));
             }
@@ -79,6 +90,22 @@ fn main() -> ExitCode {
         0 if out::refused() => USERS,
         code => code,
     })
+}
+
+/// The key of a run file that an unknown option is named like, or of which it is another trainer's name.
+fn key_of(e: &clap::Error) -> Option<&'static str> {
+    if e.kind() != clap::error::ErrorKind::UnknownArgument {
+        return None;
+    }
+    let Some(ContextValue::String(option)) = e.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let name = option.trim_start_matches('-').replace('-', "_");
+    let named = lowtide_config::KEYS.iter().find(|key| {
+        let last = key.name.rsplit('.').next();
+        key.name == name || last == Some(&*name) || key.elsewhere.iter().any(|n| *n == name)
+    });
+    named.map(|key| key.name)
 }
 
 fn run(args: &Args, out: Out) -> Answer {

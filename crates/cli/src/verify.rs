@@ -16,8 +16,12 @@ pub fn verify(args: &VerifyArgs, out: Out) -> Answer {
     let report = lowtide_trainer::verify(&run, args.steps, args.blocks, args.plant_fault)?;
     drop(waiting);
     out.text(&format!(
-        "{} steps of {} blocks: plan {} against all-resident plan {}",
-        report.steps, report.blocks, report.plan_hash, report.resident_hash
+        "{} steps of {} blocks of the model, as planned and all resident",
+        report.steps, report.blocks
+    ));
+    out.detail(&format!(
+        "plan {}, all-resident plan {}",
+        report.plan_hash, report.resident_hash
     ));
     if report.sent_away {
         out.text(
@@ -42,7 +46,7 @@ pub fn verify(args: &VerifyArgs, out: Out) -> Answer {
     ));
     match &report.first_difference {
         None => out.text(&format!(
-            "equal: every loss, every norm and all {} of weights and optimizer state",
+            "equal in every bit: every loss, every norm and all {} of weights and optimizer state",
             bytes(report.compared_bytes)
         )),
         Some(what) => out.text(&format!("DIFFERENT: {what}")),

@@ -85,8 +85,26 @@ fn mistakes_are_told_with_what_was_probably_meant() {
             "'train.seq'",
         ],
     );
+    // A file of another trainer: all of its keys, and where they stand beside ours.
+    let theirs = "model_name_or_path: m\nmax_length: 512\npacking: true\n";
+    std::fs::write(&path, theirs).expect("written");
+    let words = [
+        "'model.path'",
+        "'train.seq'",
+        "'data.packing'",
+        "lowtide import",
+        "coming-from.md",
+    ];
+    refuses(&["train", run], &words);
+    refuses(
+        &["import", run],
+        &["no run file of Axolotl", "TRL", "coming-from.md"],
+    );
     std::fs::write(&path, "model: { shape: qwen2.5-0.5b }\n").expect("written");
     refuses(&["train", run], &["data.train"]);
+    for option in ["--learning_rate", "--per-device-train-batch-size"] {
+        refuses(&["train", run, option, "3"], &["changed by --set train."]);
+    }
     refuses(
         &["plan", run, "--set", "budget.host=lots"],
         &["budget.host", "24GiB"],
@@ -119,6 +137,20 @@ fn mistakes_are_told_with_what_was_probably_meant() {
     refuses(&[&answers[..], &long].concat(), &words);
     let quickstart = crate::common::root().join("examples/quickstart/run.yaml");
     let quickstart = quickstart.to_str().expect("text");
+    // How many steps a run of epochs has is known with its data.
+    let output = format!("output={}", dir.path().join("out").display());
+    let mut warm = vec!["train", quickstart, "--set", "device=cpu", "--set", &output];
+    for set in ["train.steps=", "train.epochs=1", "train.warmup_steps=1000"] {
+        warm.extend(["--set", set]);
+    }
+    refuses(
+        &warm,
+        &[
+            "train.warmup_steps is 1000",
+            "train.epochs 1 makes",
+            "train.warmup_ratio",
+        ],
+    );
     let none = [
         "eval",
         quickstart,

@@ -76,7 +76,10 @@ fn every_recipe_is_a_whole_run_and_its_plan_fits() {
         let run = Run::load(&file, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
         run.training_ready()
             .unwrap_or_else(|e| panic!("{name}: {e}"));
-        // A plan does not need the weights.
+        // A plan does not need the weights, and the file says how to make one without.
+        let text = fs::read_to_string(&file).expect("a recipe");
+        let plan = format!("lowtide plan {name}.yaml --set model.path= --set model.shape={shape}");
+        assert!(text.contains(&plan), "{plan}");
         let mut sets = vec![format!("model.shape={shape}")];
         let fast = if pins.is_empty() { &ALL[..1] } else { &ALL };
         sets.extend(fast.iter().chain(pins).map(|set| (*set).to_owned()));

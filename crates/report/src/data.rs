@@ -148,33 +148,40 @@ pub fn holds(lengths: &[u64]) -> Vec<Holds> {
     [95, 99, 100].into_iter().filter_map(of).collect()
 }
 
-/// Examples by length, in bars of equal width.
+/// Examples by length, in bars of equal width from the shortest on.
 #[must_use]
 pub fn histogram(lengths: &[u64]) -> Vec<Bar> {
     let Some(&most) = lengths.iter().max() else {
         return Vec::new();
     };
-    let width = most.div_ceil(BARS as u64).max(1);
-    let mut bars: Vec<Bar> = (0..most.div_ceil(width).max(1))
+    let least = lengths.iter().copied().min().unwrap_or(most);
+    let wide = most - least + 1;
+    let width = wide.div_ceil(BARS as u64);
+    let mut bars: Vec<Bar> = (0..wide.div_ceil(width))
         .map(|i| Bar {
-            from: i * width + 1,
-            to: (i + 1) * width,
+            from: least + i * width,
+            to: least + (i + 1) * width - 1,
             examples: 0,
         })
         .collect();
     for &n in lengths {
-        bars[(n.saturating_sub(1) / width) as usize].examples += 1;
+        bars[((n - least) / width) as usize].examples += 1;
     }
     bars
+}
+
+/// So many of something.
+fn some(n: u64, what: &str) -> String {
+    format!("{} {what}{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 /// The sentences about a set, those for people first.
 fn sentences(set: &DataSet) -> Vec<String> {
     let mut all = vec![format!(
-        "{} records ({}), {} examples of {} tokens, {} of them trained on ({:.1} %)",
-        count(set.records),
+        "{} ({}), {} of {} tokens, {} of them trained on ({:.1} %)",
+        some(set.records, "record"),
         set.format,
-        count(set.examples),
+        some(set.examples, "example"),
         count(set.tokens),
         count(set.supervised),
         100.0 * set.supervised as f64 / set.tokens.max(1) as f64
@@ -222,11 +229,16 @@ fn sentences(set: &DataSet) -> Vec<String> {
         format!("{} tokens are lost that way", count(set.tokens_lost)),
     );
     all.push(format!(
-        "{} rows an epoch, {:.0} % filled",
-        count(set.rows),
+        "{} an epoch, {:.0} % filled",
+        some(set.rows, "row"),
         100.0 * set.fill
     ));
     let held = |what: &str, holds: &[Holds], key: &str| {
+        if let [first, rest @ ..] = holds
+            && rest.iter().all(|h| h.seq == first.seq)
+        {
+            return format!("{what}: all at {key} {}", count(first.seq));
+        }
         let holds = holds.iter();
         let holds = holds.map(|h| format!("{} % at {key} {}", h.percent, count(h.seq)));
         format!("{what}: {}", holds.collect::<Vec<_>>().join(", "))
@@ -262,7 +274,7 @@ pub fn text(report: &DataReport, colours: bool) -> String {
                 weight => format!(", weight {weight}"),
             };
             let path = printable(&file.path);
-            let _ = writeln!(out, "  {path}: {} examples{weight}", count(file.examples));
+            let _ = writeln!(out, "  {path}: {}{weight}", some(file.examples, "example"));
         }
         for sentence in sentences(set).iter().chain(&set.remarks) {
             let _ = writeln!(out, "  {}", harmless(sentence));

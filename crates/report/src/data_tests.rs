@@ -85,6 +85,9 @@ fn every_example_is_in_the_bar_of_its_length() {
         assert_eq!(total, lengths.len() as u64);
     }
     assert!(histogram(&[]).is_empty());
+    // From the shortest on, not from 1.
+    let bars = histogram(&[1000, 1001, 1001]);
+    assert_eq!((bars.len(), bars[0].from, bars[1].examples), (2, 1000, 2));
 }
 
 #[test]
@@ -99,12 +102,21 @@ fn a_terminal_shows_what_is_trained_on_and_obeys_nothing() {
         "in 12 of them, 321 tokens",
         "left out: 5 examples",
         "95 % at train.seq 190, 99 % at train.seq 198, 100 % at train.seq 200",
+        "314 rows an epoch",
         "weight 0.5",
         "a remark",
     ] {
         assert!(plain.contains(words), "{words:?} in {plain}");
     }
     assert!(!plain.contains('\u{1b}'), "{plain}");
+    let mut alike = report();
+    (alike.sets[0].holds, alike.sets[0].rows) = (holds(&[31; 4]), 1);
+    let plain = text(&alike, false);
+    assert!(
+        plain.contains("held whole: all at train.seq 31\n"),
+        "{plain}"
+    );
+    assert!(plain.contains("  1 row an epoch"), "{plain}");
     let coloured = text(&report(), true);
     assert!(coloured.contains("\u{1b}[32manswer & more\u{1b}[0m\u{1b}[31;9mgone\u{1b}[0m"));
     assert!(!coloured.contains("\u{1b}[2J"));

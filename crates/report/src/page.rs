@@ -265,12 +265,9 @@ fn curves(page: &mut String, runs: &[RunReport]) {
         ("loss on the evaluation data", true, 1.0, |r| {
             [Some(&r.curves.eval_loss), None]
         }),
-        (
-            "right tokens, or documents with a class, of the evaluation data, %",
-            true,
-            100.0,
-            |r| [Some(&r.curves.eval_accuracy), None],
-        ),
+        ("accuracy on the evaluation data, %", true, 100.0, |r| {
+            [Some(&r.curves.eval_accuracy), None]
+        }),
         ("exact answers, %", true, 100.0, |r| {
             [Some(&r.curves.exact_match), None]
         }),

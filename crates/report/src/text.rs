@@ -135,10 +135,13 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
         row("measured on", &|r| {
             r.machine["date"].as_str().map(str::to_owned)
         }),
-        row("device", &|r| r.processes.last().map(|p| p.device.clone())),
-        row("processes", &|r| {
+        row("device", &|r| {
+            let device = &r.processes.last()?.device;
+            Some(device.strip_prefix("device: ").unwrap_or(device).to_owned())
+        }),
+        row("started", &|r| {
             let n = r.processes.len();
-            (n > 1).then(|| n.to_string())
+            (n > 1).then(|| format!("{n} times"))
         }),
         row("lowtide", &|r| r.version.clone()),
     ];

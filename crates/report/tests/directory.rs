@@ -246,8 +246,8 @@ fn what_a_run_tells_beside_its_metrics_is_drawn_and_no_markup() {
     let shown = text::compare(std::slice::from_ref(&run));
     for line in [
         "state           not finished: stopped",
-        "processes       2",
-        "device          device: another",
+        "started         2 times",
+        "device          another",
     ] {
         assert!(shown.lines().any(|l| l == line), "{line}:\n{shown}");
     }

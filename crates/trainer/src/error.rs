@@ -243,6 +243,16 @@ pub enum TrainError {
         /// What has them: the machine, its control group, a file system.
         what: String,
     },
+    /// The warm-up of a run of epochs is longer than the run.
+    #[error("train.warmup_steps is {warmup}, and train.epochs {epochs} makes {steps} steps")]
+    WarmUp {
+        /// Steps of warm-up.
+        warmup: u64,
+        /// Passes over the data.
+        epochs: f64,
+        /// Steps that they are.
+        steps: u64,
+    },
     /// The run would write more to its drives than it may.
     #[error(transparent)]
     DiskWrites(Box<TooMuch>),
@@ -457,6 +467,8 @@ pub enum TrainError {
         ours: String,
         /// The key whose naming in `checkpoint.change` would allow it, if one would.
         may_change: Option<&'static str>,
+        /// The checkpoint's value as an override, where it is one key's.
+        again: Option<String>,
     },
     /// A checkpoint is beyond the end of the run.
     #[error("{}: made after step {step}, the run ends at step {total}", path.display())]

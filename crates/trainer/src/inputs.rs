@@ -27,8 +27,8 @@ use lowtide_random::Philox;
 
 mod told;
 
-pub(crate) use told::news_of;
 use told::{describe, hash_of, of_set, remark};
+pub(crate) use told::{news_of, steps_line};
 
 /// What a run trains and evaluates on.
 #[derive(Debug)]

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use lowtide_config::Run;
-use lowtide_data::{Packed, Rows, Tokenizer, WINDOW};
+use lowtide_config::{Length, Run};
+use lowtide_data::{BatchShape, Packed, Rows, Tokenizer, WINDOW};
 use lowtide_report::data::{DataFile, DataReport, DataSet, Sample, Stretch, histogram, holds};
 
 use crate::classes::names_of;
 use crate::error::TrainError;
-use crate::inputs::{open_tokenizer, whole_inputs};
+use crate::inputs::{dealing, open_tokenizer, steps_line, whole_inputs};
 use crate::paths;
 use crate::planning::shape_of;
 
@@ -47,6 +47,22 @@ pub fn data(run: &Run, samples: usize) -> Result<DataReport, TrainError> {
         sets[0].remarks.push(format!(
             "data.streaming packs rows within windows of {WINDOW} tokens; those counted here are packed of all examples"
         ));
+    }
+    let shape = BatchShape {
+        micro_batch: run.train.micro_batch as usize,
+        accumulate: run.train.accumulate as usize,
+    };
+    // An epoch that has no whole batch is the run's error, not that of who looks.
+    if let Ok(batches) = inputs.train.batches(shape, dealing(run)) {
+        let total = match run.train.length {
+            Length::Steps(n) => n,
+            Length::Epochs(epochs) => batches.batches_for(epochs)?,
+        };
+        let n = rows.report().n_rows;
+        let line = steps_line(run, n, batches.batches_per_epoch()?, total);
+        sets[0]
+            .remarks
+            .insert(0, line.replacen("train data: ", "", 1));
     }
     if let Some(packed) = &inputs.eval {
         sets.push(look.set("eval", packed, &eval)?);

@@ -22,9 +22,10 @@ fn hub_advice(key: &str, name: &str, why: &HubProblem) -> Vec<String> {
         ],
         HubProblem::NoProgram { .. } => vec![
             format!(
-                "pip install huggingface_hub brings hf; or get it elsewhere: {get} --local-dir DIR,"
+                "pip install huggingface_hub brings hf; or get it elsewhere: {get} --local-dir DIR, then --set \
+                 {key}=DIR{}",
+                if data { "/FILE" } else { "" }
             ),
-            format!("then --set {key}=DIR{}", if data { "/FILE" } else { "" }),
             RELATIVE.to_owned(),
         ],
         HubProblem::Failed { .. } => vec![

@@ -113,8 +113,9 @@ fn t5() {
     let shown = data.fine().out.clone();
     // A row has room of its own for each.
     let held = [
-        "sources held whole: 95 % at train.seq ",
-        "targets held whole: 95 % at train.target ",
+        "sources held whole: all at train.seq 4",
+        "targets held whole: all at train.target 4",
+        "warning: an epoch has 4 rows: 0.5 steps of 8 rows; 8 epochs are 4 steps, which are few",
     ];
     assert!(held.iter().all(|held| shown.contains(held)), "{shown}");
     assert!(

@@ -41,6 +41,25 @@ impl Best {
         better
     }
 
+    /// Why a run has ended before its length, for one that is started again.
+    pub(super) fn why_ended(&self, step: u64, of: u64) -> String {
+        format!(
+            "training ended after step {step} of {of}: {} evaluations in a row were not better than that after step {} \
+             (eval.patience); a larger eval.patience goes on",
+            self.waited, self.step
+        )
+    }
+
+    /// Its value, with what it is.
+    pub(super) fn value_text(&self, run: &Run) -> String {
+        text_of(run.checkpoint.keep_best, f64::from_bits(self.value))
+    }
+
+    /// The same if it is of this step.
+    pub(super) fn text_if_of(&self, step: u64, run: &Run) -> Option<String> {
+        (self.step > 0 && self.step == step).then(|| self.value_text(run))
+    }
+
     /// Whether a run has waited long enough for a better one.
     pub(super) fn ends(&self, run: &Run) -> bool {
         run.eval.patience > 0 && self.waited >= run.eval.patience
@@ -116,15 +135,33 @@ impl Fit<'_> {
         checkpoint::load(&dir, decoder.workload(), &self.session.homes()?, &state)?;
         self.observer.note(&format!(
             "the model is that of step {step}, whose evaluation was the best: {}",
-            f64::from_bits(self.state.best.value)
+            self.state.best.value_text(self.run)
         ));
         Ok(Some(step))
+    }
+}
+
+/// The best evaluation's value, with what it is.
+fn text_of(by: KeepBest, value: f64) -> String {
+    match by {
+        KeepBest::Loss | KeepBest::None => format!("loss {value:.4}"),
+        KeepBest::Accuracy => format!("accuracy {:.1}%", 100.0 * value),
+        KeepBest::ExactMatch => format!("exact match {:.1}%", 100.0 * value),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_best_has_few_digits() {
+        assert_eq!(
+            text_of(KeepBest::Loss, 0.608_791_200_950_696_5),
+            "loss 0.6088"
+        );
+        assert_eq!(text_of(KeepBest::ExactMatch, 0.5), "exact match 50.0%");
+    }
 
     #[test]
     fn the_best_is_found_and_how_long_ago_it_was() {

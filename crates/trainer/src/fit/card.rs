@@ -27,8 +27,15 @@ fn name(path: &Path) -> String {
     plain(&name.to_string_lossy())
 }
 
-/// The card of a model that is `state`'s after its last step, or of an earlier one, `best`.
-pub(super) fn card(run: &Run, state: &RunState, best: Option<u64>, parameters: u64) -> String {
+/// The card of a model that is `state`'s after its last step, or of an earlier one, `best`. `evaluation`: how good it
+/// was on the evaluation data, where that was measured.
+pub(super) fn card(
+    run: &Run,
+    state: &RunState,
+    best: Option<u64>,
+    parameters: u64,
+    evaluation: Option<String>,
+) -> String {
     let mut rows: Vec<(&str, String)> = Vec::new();
     if let Some(base) = &run.model.path_typed {
         let base = hub::name_of(run).unwrap_or_else(|| name(Path::new(base)));
@@ -70,6 +77,7 @@ pub(super) fn card(run: &Run, state: &RunState, best: Option<u64>, parameters: u
     if let (None, Some(loss)) = (best, state.totals.mean_loss()) {
         rows.push(("training loss, last steps", format!("{loss:.4}")));
     }
+    rows.extend(evaluation.map(|e| ("evaluation", e)));
     if !train.freeze.is_empty() {
         rows.push(("not trained", plain(&train.freeze.join(", "))));
     }

@@ -137,7 +137,7 @@ impl Fit<'_> {
         }
         self.observer.phase(Some(Phase::Exporting));
         // A model that is trained is written even where the state could not be saved.
-        let exported = self.export();
+        let exported = self.export(ends.eval_loss_last);
         self.observer.phase(None);
         saved?;
         ends.output = exported?;

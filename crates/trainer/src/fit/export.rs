@@ -64,7 +64,8 @@ impl Parts<'_> {
 impl Fit<'_> {
     /// Writes the model under another name and then renames it: a model that has its name is whole. `None`: the run
     /// was asked to end, and nothing of it is left.
-    pub(super) fn export(&mut self) -> Result<Option<PathBuf>, TrainError> {
+    /// `loss`: of the last state, on the evaluation data.
+    pub(super) fn export(&mut self, loss: Option<f64>) -> Result<Option<PathBuf>, TrainError> {
         self.follow()?;
         let told = self.room.resize(self.output.folder(), 0);
         self.tell(told);
@@ -72,6 +73,10 @@ impl Fit<'_> {
         let mut merged = decoder.merged(threads_of(self.run));
         let parameters = self.session.decoder().workload().parameters();
         let best = self.kept_best().filter(|_| self.gone_back);
+        let evaluation = match best {
+            Some(_) => Some(self.state.best.value_text(self.run)),
+            None => loss.map(|loss| format!("loss {loss:.4}")),
+        };
         let homes = self.session.homes()?;
         let requests = &self.requests;
         let parts = Parts {
@@ -80,7 +85,7 @@ impl Fit<'_> {
             tokenizer: &self.tokenizer,
             stops: &self.stops,
             start: start_if_any(self.run, decoder.shape())?,
-            card: card(self.run, &self.state, best, parameters),
+            card: card(self.run, &self.state, best, parameters, evaluation),
         };
         let put = self.output.model().put(MODEL, |folder| {
             parts.write(folder, |p, range, out| {

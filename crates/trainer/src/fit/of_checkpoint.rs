@@ -65,7 +65,8 @@ pub struct Exported {
 }
 
 /// Writes the model of a run's checkpoint. The directory gets its name when all of it is on the disk; after an error
-/// the name means what it meant before. `progress(done, of)` counts numbers of the model.
+/// the name means what it meant before. `progress(done, of)` counts numbers of the model. Long because it is one after
+/// the other.
 ///
 /// # Errors
 /// A checkpoint that is missing, broken or of another run; [`TrainError::Taken`], [`TrainError::OwnOutput`] and
@@ -128,7 +129,13 @@ pub fn export_checkpoint(
         tokenizer: &tokenizer,
         stops: &stops,
         start: start_if_any(run, decoder.shape())?,
-        card: card(run, &state, None, all),
+        card: card(
+            run,
+            &state,
+            None,
+            all,
+            state.best.text_if_of(state.step, run),
+        ),
     };
     let mut merged = decoder.merged(threads_of(run));
     let mut done = 0;
@@ -192,6 +199,7 @@ fn same_model(dir: &Path, state: &RunState, ours: &serde_json::Value) -> Result<
             theirs: theirs.to_string(),
             ours: ours.to_string(),
             may_change: None,
+            again: None,
         }),
     }
 }

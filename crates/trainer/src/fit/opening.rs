@@ -1,11 +1,13 @@
 //! How a run begins: its output, data and device, its plan, the memory that it reserves, the state that it goes on
 //! from, and the logs that it writes.
+//!
+//! One file because each of these needs what those before it made.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lowtide_config::{Length, Run};
+use lowtide_config::{KeepBest, Length, Run, Warmup};
 use lowtide_data::{BatchShape, Batches, Packed, Rows, Tokenizer};
 use lowtide_executor::Trace;
 use lowtide_model::Decoder;
@@ -27,7 +29,7 @@ use crate::checkpoint::{self, Change, RunState};
 use crate::device::{self, Device};
 use crate::dropout::note_of_dropout;
 use crate::error::TrainError;
-use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer};
+use crate::inputs::{Inputs, dealing, load_inputs, open_tokenizer, steps_line};
 use crate::launch::Others;
 use crate::metrics::{EventFile, MetricsLog};
 use crate::open::check_weights;
@@ -63,14 +65,32 @@ pub(super) fn open<'a>(
     let numerics = numerics_of(run, &material.device, &material.decoder, &material.train);
     let changes = start.changes(run, &numerics, total)?;
     // It ended before, for want of a better evaluation.
+    let whole = total;
     let total = match start.state() {
         Some(state) if state.best.ends(run) => total.min(state.step),
         _ => total,
     };
+    if let Some(state) = start.state().filter(|_| total < whole) {
+        observer.note(&state.best.why_ended(total, whole));
+    }
     let asks = (material.eval.is_some(), !material.questions.is_empty());
     if let Some(report) = ends::finished(run, &start, total, asks) {
         observer.phase(None);
         return Ok(Opened::Finished(Box::new(report)));
+    }
+    if let (Length::Epochs(epochs), Warmup::Steps(warmup)) =
+        (run.train.length, run.train.schedule.warmup)
+        && warmup > whole
+    {
+        return Err(TrainError::WarmUp {
+            warmup,
+            epochs,
+            steps: whole,
+        });
+    }
+    if let Rows::Whole(packed) = &material.train {
+        let rows = packed.report().n_rows;
+        observer.note(&steps_line(run, rows, batches.batches_per_epoch()?, whole));
     }
     let mut preview = material.batches(run)?;
     let mut learned_from = material.batches(run)?;
@@ -204,7 +224,8 @@ pub(super) fn open<'a>(
     let logs = Logs::open(run, &output, &start, asks.1)?;
     let cadence = Cadence::of(run);
     if saves == Saves::All {
-        observer.note(&cadence.told(run.checkpoint.keep));
+        let best = run.checkpoint.keep_best != KeepBest::None;
+        observer.note(&cadence.told(run.checkpoint.keep, best));
     }
     if let Some(staging) = &staging {
         observer.note(&checkpoint::background::describe(staging));

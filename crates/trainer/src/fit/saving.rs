@@ -63,7 +63,7 @@ impl Cadence {
     }
 
     /// For people, with how many are kept.
-    pub(super) fn told(&self, keep: u32) -> String {
+    pub(super) fn told(&self, keep: u32, best: bool) -> String {
         let mut when = Vec::new();
         if self.steps > 0 {
             when.push(format!("every {} steps", self.steps));
@@ -71,10 +71,15 @@ impl Cadence {
         if let Some(every) = self.every {
             when.push(format!("every {} minutes", every.as_secs_f64() / 60.0));
         }
+        if best {
+            when.push("after each evaluation that is the best".to_owned());
+        }
         when.push("at the end".to_owned());
-        let kept = match keep {
-            1 => "the newest is kept".to_owned(),
-            n => format!("the newest {n} are kept"),
+        let kept = match (keep, best) {
+            (1, false) => "the newest is kept".to_owned(),
+            (1, true) => "the newest and the best are kept".to_owned(),
+            (n, false) => format!("the newest {n} are kept"),
+            (n, true) => format!("the newest {n} and the best are kept"),
         };
         format!("checkpoints: {}; {kept}", when.join(", "))
     }
@@ -441,12 +446,12 @@ mod tests {
         one.saved(later(60));
         assert!(!one.due(7, later(119)) && one.due(7, later(120)));
         assert_eq!(
-            cadence(5, Some(Duration::from_secs(90))).told(2),
+            cadence(5, Some(Duration::from_secs(90))).told(2, false),
             "checkpoints: every 5 steps, every 1.5 minutes, at the end; the newest 2 are kept"
         );
         assert_eq!(
-            cadence(0, None).told(1),
-            "checkpoints: at the end; the newest is kept"
+            cadence(0, None).told(1, true),
+            "checkpoints: after each evaluation that is the best, at the end; the newest and the best are kept"
         );
     }
 

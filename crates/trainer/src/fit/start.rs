@@ -140,7 +140,7 @@ impl Start {
             Self::Checkpoint(dir, state) => (dir.as_path(), &**state),
             Self::Journal(journal) => (journal.path(), journal.state()),
         };
-        let changes = changes(run, path, state, numerics)?;
+        let changes = changes(run, path, state, (numerics, total))?;
         if state.step > total {
             return Err(TrainError::Beyond {
                 path: path.to_owned(),
