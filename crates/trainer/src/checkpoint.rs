@@ -331,6 +331,20 @@ pub(crate) fn put(
     }
 }
 
+/// Finds out before the first step whether the directory of an output's checkpoints, if it is there, takes one: makes
+/// the folder for one, and removes it.
+///
+/// # Errors
+/// Files.
+pub(crate) fn try_folder(output: &Output) -> Result<(), TrainError> {
+    if let Some(checkpoints) = output.folder().sub(CHECKPOINTS)? {
+        let name = name_of(0);
+        shelf(&checkpoints).begin(&name)?;
+        shelf(&checkpoints).abandon(&name);
+    }
+    Ok(())
+}
+
 /// A checkpoint that has not its name yet.
 #[derive(Debug)]
 pub(crate) struct Begun {

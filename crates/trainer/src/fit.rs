@@ -40,7 +40,7 @@ use crate::stops::Stops;
 use crate::tally::Tally;
 use crate::wear::Wear;
 use background::Backdrop;
-use best::Measure;
+use best::{Evaluations, Measure};
 use lowtide_data::{Batches, DataError, Micro, Packed, Rows, State, Tokenizer};
 use lowtide_session::Requests;
 use lowtide_session::Totals;
@@ -142,6 +142,10 @@ struct Fit<'a> {
     last_checkpoint: Option<PathBuf>,
     /// The step whose state is in the newest checkpoint of the output directory, as far as known.
     saved: Option<u64>,
+    /// What evaluations it makes.
+    evaluations: Evaluations,
+    /// The best evaluation before the present one, while the checkpoint of that is not in place.
+    best_before: Option<Best>,
     /// The session has the best checkpoint's state, which is not that of the last step: nothing is saved of it.
     gone_back: bool,
     /// What it leaves behind.
@@ -378,11 +382,11 @@ impl Fit<'_> {
                 self.save_last()?;
             }
             let of = loss?;
-            best |= self.judge_evaluation(of.map(|e| e.loss), of.map(|e| e.accuracy));
+            best |= self.judge_evaluation(of.map(|e| e.loss), of.map(|e| e.accuracy))?;
         }
         if due.answers {
             let share = self.exact_match(When::During)?;
-            best |= self.judge(Measure::ExactMatch, share);
+            best |= self.judge(Measure::ExactMatch, share)?;
         }
         if self.requests.take_save() || due.save || best {
             self.save()?;

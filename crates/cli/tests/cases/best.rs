@@ -131,3 +131,95 @@ fn the_last_evaluation_of_a_shorter_run_is_compared() {
         assert_eq!(loss_of_model(&case), all[1].1);
     }
 }
+
+/// What `run.json` of a checkpoint says of the best evaluation.
+fn best_at(case: &Scratch, step: u64) -> Value {
+    let text = case.read(&format!("out/checkpoints/step-{step:08}/run.json"));
+    serde_json::from_str::<Value>(&text).expect("JSON")["best"].clone()
+}
+
+const KEEP: &str = "checkpoint.keep_best=loss";
+const CHANGE: &str = "checkpoint.change=train.steps";
+
+/// Values of two measures, or of two sets of data, say nothing of each other.
+#[test]
+fn the_best_is_looked_for_anew_by_another_measure_or_on_other_data() {
+    let case = case();
+    case.train(&["train.steps=2", KEEP]).fine();
+    let more = case.train(&["train.steps=4", KEEP, CHANGE]);
+    assert!(!more.fine().text().contains("anew"), "{}", more.text());
+    let of_loss = best_at(&case, 4)["of"].clone();
+    assert!(of_loss.as_str().expect("a text").starts_with("loss "));
+    let all = losses(&case);
+    // Nothing is left to do but to choose by another measure, of which the last checkpoint knows nothing.
+    let by = "checkpoint.keep_best=accuracy";
+    let other = case.train(&["train.steps=4", by]);
+    let words = "the best evaluation so far, after step 2, is of another measure";
+    assert!(other.fine().text().contains(words), "{}", other.text());
+    assert_eq!(losses(&case), all, "no evaluation is made twice");
+    assert_eq!(loss_of_model(&case), all[2].1, "of the last step");
+    // The same measure on other data: the evaluation is another too.
+    let data = "data.eval=d.jsonl";
+    let other = case.train(&["train.steps=4", KEEP, data]);
+    assert!(other.fine().text().contains(words), "{}", other.text());
+    let now = losses(&case);
+    assert_eq!((now.len(), now[3].0), (all.len() + 1, 4), "{now:?}");
+    assert_ne!(now[3].1, all[2].1);
+    let report = case.run(&["eval", "run.yaml", "--json", "--set", data]);
+    assert_eq!(report.fine().json()["eval_loss"], now[3].1);
+    let again = case.train(&["train.steps=4", KEEP, data]);
+    let text = again.fine().text();
+    assert!(text.contains("nothing to do"), "{text}");
+}
+
+#[test]
+fn an_evaluation_is_the_best_only_once_its_checkpoint_is_there() {
+    for background in [true, false] {
+        let case = case();
+        let background = format!("checkpoint.background={background}");
+        // On other data, which it says nothing of.
+        case.train(&["train.steps=1", "data.eval=d.jsonl"]).fine();
+        // It cannot be saved, and is better than all that come.
+        case.write("out/checkpoints/step-00000002", "a file");
+        let first = case.at("out/checkpoints/step-00000001");
+        let first = format!("checkpoint.resume={}", first.display());
+        let ended = case.train(&["train.steps=6", KEEP, CHANGE, &background, &first]);
+        ended.fine();
+        let text = ended.text();
+        assert!(text.contains("of step 2 was not saved"), "{text}");
+        // The one after it is the best of those that are there, of which the last checkpoint knows.
+        assert_eq!(best_at(&case, 6)["step"], 4, "{text}");
+        let kept = losses(&case).into_iter().filter(|l| l.0 >= 4);
+        let best = kept.map(|l| l.1).min_by(f64::total_cmp);
+        assert_eq!(Some(loss_of_model(&case)), best);
+    }
+}
+
+#[test]
+fn a_last_save_that_fails_or_a_best_that_is_damaged_costs_no_model() {
+    let case = case();
+    case.train(&["train.steps=2", KEEP]).fine();
+    let last = case.at("out/checkpoints/step-00000004");
+    std::fs::write(&last, "a file").expect("written");
+    let sets = ["train.steps=4", KEEP, CHANGE];
+    let first = case.at("out/checkpoints/step-00000002");
+    let first = format!("checkpoint.resume={}", first.display());
+    let failed = case.train(&[&sets[..], &[&first]].concat());
+    failed.refused(&["of step 4 was not saved"]);
+    let text = failed.text();
+    assert!(text.contains("the model of step 2 was written"), "{text}");
+    let best = losses(&case)[1].1;
+    assert_eq!(loss_of_model(&case), best);
+    std::fs::remove_file(&last).expect("there");
+    case.train(&sets).fine();
+    // The best is damaged, and the run has its end still to come.
+    let state = case.at("out/checkpoints/step-00000002/state.safetensors");
+    let mut bytes = std::fs::read(&state).expect("there");
+    *bytes.last_mut().expect("bytes") ^= 1;
+    std::fs::write(&state, bytes).expect("written");
+    std::fs::remove_file(case.at("out/finished.json")).expect("there");
+    let ended = case.train(&sets);
+    let text = ended.fine().text();
+    assert!(text.contains("best evaluation is damaged"), "{text}");
+    assert_eq!(loss_of_model(&case), losses(&case)[2].1);
+}

@@ -5,11 +5,13 @@ use lowtide_config::{KeepBest, Run};
 use serde::{Deserialize, Serialize};
 
 use super::Fit;
+use crate::answers::Question;
 use crate::checkpoint;
 use crate::error::TrainError;
+use lowtide_data::Packed;
 
 /// The best evaluation on the way, as checkpoints have it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Best {
     /// Its step; 0: there was none yet.
     pub step: u64,
@@ -19,6 +21,64 @@ pub struct Best {
     pub judged: u64,
     /// Evaluations since that were not better.
     pub waited: u64,
+    /// What of which evaluation it is; values of two are not compared. Empty: not said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub of: String,
+}
+
+/// What evaluations a run makes: a hash of their data and of the settings that decide their values, of each kind that
+/// it makes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Evaluations {
+    /// Of those that give a loss and an accuracy.
+    pub data: Option<String>,
+    /// Of those that give a share of answers that equal their reference.
+    pub answers: Option<String>,
+}
+
+impl Evaluations {
+    pub(super) fn of(run: &Run, eval: Option<&Packed>, questions: &[Question]) -> Self {
+        let data = eval.map(|packed| {
+            let rows = (run.eval.batches)
+                .map(|batches| (batches, run.train.micro_batch, run.train.accumulate));
+            hash(&format!("{} {rows:?}", packed.fingerprint()))
+        });
+        let generate = &run.eval.generate;
+        let answers = (!questions.is_empty()).then(|| {
+            let settings = (generate.max_new_tokens, &generate.extract);
+            hash(&format!("{questions:?} {settings:?}"))
+        });
+        Self { data, answers }
+    }
+
+    /// Whether a run has ended for want of a better one of these.
+    pub(super) fn ended(&self, run: &Run, best: &Best) -> bool {
+        best.ends(run) && self.compared(run).as_ref() == Some(&best.of)
+    }
+
+    /// What of them is compared, for [`Best::of`]; `None`: nothing.
+    pub(super) fn compared(&self, run: &Run) -> Option<String> {
+        let by = run.checkpoint.keep_best;
+        let of = match by {
+            KeepBest::None if run.eval.patience == 0 => return None,
+            KeepBest::ExactMatch => &self.answers,
+            KeepBest::None | KeepBest::Loss | KeepBest::Accuracy => &self.data,
+        };
+        Some(format!("{} {}", word(by), of.as_deref().unwrap_or("none")))
+    }
+}
+
+fn hash(text: &str) -> String {
+    format!("{:08x}", crc32c::crc32c(text.as_bytes()))
+}
+
+/// The measure by which the best is found; without a checkpoint that is kept it is the loss.
+fn word(by: KeepBest) -> &'static str {
+    match by {
+        KeepBest::None | KeepBest::Loss => "loss",
+        KeepBest::ExactMatch => "exact_match",
+        KeepBest::Accuracy => "accuracy",
+    }
 }
 
 impl Best {
@@ -60,6 +120,11 @@ impl Best {
         (self.step > 0 && self.step == step).then(|| self.value_text(run))
     }
 
+    /// Whether it is the best by the measure that a run asks for.
+    pub(super) fn is_by(&self, by: KeepBest) -> bool {
+        self.of.split(' ').next() == Some(word(by))
+    }
+
     /// Whether a run has waited long enough for a better one.
     pub(super) fn ends(&self, run: &Run) -> bool {
         run.eval.patience > 0 && self.waited >= run.eval.patience
@@ -77,7 +142,13 @@ pub(super) enum Measure {
 impl Fit<'_> {
     /// Compares an evaluation after the present step with the best one. Ends the run with this step if none was
     /// better for long enough. Returns whether this step's state is to be kept.
-    pub(super) fn judge(&mut self, measure: Measure, value: Option<f64>) -> bool {
+    ///
+    /// It is the best only once its checkpoint is in place: [`Fit::best_is_in_place`], [`Fit::best_is_unsaved`].
+    pub(super) fn judge(
+        &mut self,
+        measure: Measure,
+        value: Option<f64>,
+    ) -> Result<bool, TrainError> {
         let by = self.run.checkpoint.keep_best;
         let asked = by != KeepBest::None || self.run.eval.patience > 0;
         let measured = match by {
@@ -85,10 +156,18 @@ impl Fit<'_> {
             KeepBest::Loss | KeepBest::Accuracy | KeepBest::None => Measure::Evaluation,
         };
         let (true, Some(value)) = (asked && measure == measured, value) else {
-            return false;
+            return Ok(false);
         };
+        // Whether the one before is the best is known once it is written.
+        if self.best_before.is_some() {
+            self.end_writing(true)?;
+        }
         let step = self.state.step;
+        let before = self.state.best.clone();
         let better = self.state.best.take(by, step, value);
+        if better && by != KeepBest::None && self.saved != Some(step) {
+            self.best_before = Some(before);
+        }
         if !better && self.state.best.ends(self.run) && step < self.total {
             self.observer.note(&format!(
                 "training ends after step {step}: {} evaluations in a row were not better than that after step {} \
@@ -97,11 +176,55 @@ impl Fit<'_> {
             ));
             self.total = step;
         }
-        better && by != KeepBest::None
+        Ok(better && by != KeepBest::None)
+    }
+
+    /// The checkpoint of a step has its name.
+    pub(super) fn best_is_in_place(&mut self, step: u64) {
+        if self.state.best.step == step {
+            self.best_before = None;
+        }
+    }
+
+    /// The checkpoint of a step was not saved: if its evaluation was the best, the one before, whose checkpoint is
+    /// there, is so again. Waiting for a better one began anew all the same.
+    pub(super) fn best_is_unsaved(&mut self, step: u64) {
+        let best = &mut self.state.best;
+        if best.step == step
+            && let Some(before) = self.best_before.take()
+        {
+            (best.step, best.value) = (before.step, before.value);
+        }
+    }
+
+    /// Begins the record of the best evaluation anew where it is of another measure or of other evaluations than this
+    /// run compares: their values say nothing of each other.
+    pub(super) fn same_best(&mut self) {
+        let Some(of) = self.evaluations.compared(self.run) else {
+            return;
+        };
+        let best = &mut self.state.best;
+        if best.of == of {
+            return;
+        }
+        let was = std::mem::take(best);
+        best.of = of;
+        if was.step > 0 {
+            let note = format!(
+                "the best evaluation so far, after step {}, is of another measure or of other evaluation data: the \
+                 best is looked for anew from step {} on (checkpoint.keep_best, eval.patience)",
+                was.step, self.state.step
+            );
+            self.observer.note(&note);
+        }
     }
 
     /// The same of an evaluation's loss or accuracy.
-    pub(super) fn judge_evaluation(&mut self, loss: Option<f64>, accuracy: Option<f64>) -> bool {
+    pub(super) fn judge_evaluation(
+        &mut self,
+        loss: Option<f64>,
+        accuracy: Option<f64>,
+    ) -> Result<bool, TrainError> {
         let value = match self.run.checkpoint.keep_best {
             KeepBest::Accuracy => accuracy,
             _ => loss,
@@ -129,7 +252,17 @@ impl Fit<'_> {
             ));
             return Ok(None);
         }
-        let state = checkpoint::read_run(&dir)?;
+        // All of it first: what is half loaded is no model.
+        let state = match checkpoint::verify(&dir) {
+            Ok(state) => state,
+            Err(e) => {
+                self.observer.note(&format!(
+                    "warning: the checkpoint of the best evaluation is damaged, so the model is that of the last step; \
+                     `lowtide export` makes one of another checkpoint: {e}"
+                ));
+                return Ok(None);
+            }
+        };
         let decoder = std::sync::Arc::clone(self.session.decoder());
         self.gone_back = true;
         checkpoint::load(&dir, decoder.workload(), &self.session.homes()?, &state)?;

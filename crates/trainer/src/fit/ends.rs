@@ -8,7 +8,7 @@ use lowtide_report::PAGE;
 use lowtide_report::outcome::TrainReport;
 use serde::{Deserialize, Serialize};
 
-use super::best::Measure;
+use super::best::{Evaluations, Measure};
 use super::start::Start;
 use super::summary::Ends;
 use super::{Fit, Saves};
@@ -29,8 +29,14 @@ pub(super) struct Finished {
     format: u32,
     /// CRC-32C of the `run.json` of the checkpoint that it is about.
     checkpoint: u32,
-    evaluated: bool,
-    answered: bool,
+    /// The evaluation that was made, as [`Evaluations::data`] and [`Evaluations::answers`].
+    #[serde(default)]
+    evaluated: Option<String>,
+    #[serde(default)]
+    answered: Option<String>,
+    /// By what the model was chosen, as [`Best::of`](super::Best::of); none: it is that of the last step.
+    #[serde(default)]
+    best: Option<String>,
     report: TrainReport,
 }
 
@@ -58,6 +64,12 @@ pub(super) fn finished_at(output: &Path) -> Option<u64> {
     Some(read_mark(output)?.report.steps)
 }
 
+/// By what the model of a run is chosen.
+fn chosen_by(run: &Run, evaluations: &Evaluations) -> Option<String> {
+    let chosen = run.checkpoint.keep_best != KeepBest::None;
+    chosen.then(|| evaluations.compared(run)).flatten()
+}
+
 fn read_mark(output: &Path) -> Option<Finished> {
     let text = fs::read_to_string(mark_of(output)).ok()?;
     let mark: Finished = serde_json::from_str(&text).ok()?;
@@ -70,7 +82,7 @@ pub(super) fn finished(
     run: &Run,
     start: &Start,
     total: u64,
-    asks: (bool, bool),
+    asks: &Evaluations,
 ) -> Option<TrainReport> {
     let Start::Checkpoint(dir, state) = start else {
         return None;
@@ -81,10 +93,10 @@ pub(super) fn finished(
     }
     let mark = read_mark(&run.output)?;
     let model = run.output.join(MODEL);
-    let (evaluates, answers) = asks;
     let whole = checksum(dir) == Some(mark.checkpoint)
-        && (mark.evaluated || !evaluates)
-        && (mark.answered || !answers)
+        && (asks.data.is_none() || mark.evaluated == asks.data)
+        && (asks.answers.is_none() || mark.answered == asks.answers)
+        && mark.best == chosen_by(run, asks)
         && is_whole(&model);
     // Where things are now: the directory may have been moved.
     whole.then(|| TrainReport {
@@ -123,22 +135,27 @@ impl Fit<'_> {
             ends.stopped = self.eval.is_some() && ends.eval_loss_last.is_none();
             return Ok(ends);
         }
-        self.judge_evaluation(ends.eval_loss_last, ends.eval_accuracy_last);
+        self.judge_evaluation(ends.eval_loss_last, ends.eval_accuracy_last)?;
         if self.run.checkpoint.keep_best == KeepBest::ExactMatch {
             let share = match self.recorded(after_step, Some(When::During), "exact_match")? {
                 Some(share) => Some(share),
                 None => self.exact_match(When::During)?,
             };
-            self.judge(Measure::ExactMatch, share);
+            self.judge(Measure::ExactMatch, share)?;
         }
-        // The last state is saved; what is answered below are the questions to what is exported.
-        if saved.is_ok() {
-            self.go_back_to_best()?;
-        }
+        // What is answered below are the questions to what is exported. A last state that could not be saved is lost
+        // either way.
+        let exports = self.go_back_to_best()?.unwrap_or(step);
         self.observer.phase(Some(Phase::Exporting));
         // A model that is trained is written even where the state could not be saved.
         let exported = self.export(ends.eval_loss_last);
         self.observer.phase(None);
+        if let (Err(_), Ok(Some(path))) = (&saved, &exported) {
+            self.observer.note(&format!(
+                "the model of step {exports} was written all the same: {}",
+                path.display()
+            ));
+        }
         saved?;
         ends.output = exported?;
         ends.exact_match_after =
@@ -164,8 +181,24 @@ impl Fit<'_> {
         if after_step < self.state.step && self.state.best.judged < self.state.step {
             return Ok(None);
         }
-        let when = when.map(When::name);
-        value_at(self.output.folder(), METRICS, self.state.step, when, key)
+        self.value_at(when, key)
+    }
+
+    /// What is recorded of the present step, of the evaluations that this run makes.
+    pub(super) fn value_at(
+        &self,
+        when: Option<When>,
+        key: &str,
+    ) -> Result<Option<f64>, TrainError> {
+        let of = match when {
+            None => &self.evaluations.data,
+            Some(_) => &self.evaluations.answers,
+        };
+        let Some(of) = of else {
+            return Ok(None);
+        };
+        let (folder, step) = (self.output.folder(), self.state.step);
+        value_at(folder, METRICS, step, (when.map(When::name), of), key)
     }
 
     /// What says that everything is done, if it is.
@@ -175,8 +208,9 @@ impl Fit<'_> {
         Some(Finished {
             format: FORMAT,
             checkpoint,
-            evaluated: self.eval.is_some(),
-            answered: !self.questions.is_empty(),
+            evaluated: self.evaluations.data.clone(),
+            answered: self.evaluations.answers.clone(),
+            best: chosen_by(self.run, &self.evaluations),
             report: report.clone(),
         })
     }

@@ -61,7 +61,12 @@ impl Fit<'_> {
             return Err(self.diverged(step, format!("the evaluation loss is {loss}")));
         }
         self.observer.evaluated(step, evaluation);
-        let mut line = json!({ "step": step, "eval_loss": loss, "eval_accuracy": accuracy });
+        let mut line = json!({
+            "step": step,
+            "eval_loss": loss,
+            "eval_accuracy": accuracy,
+            "eval_data": self.evaluations.data,
+        });
         if let Some(f1) = f1 {
             line["eval_f1"] = json!(f1);
         }
@@ -123,6 +128,7 @@ impl Fit<'_> {
             "exact_match": share,
             "right": answers::right(made),
             "prompts": made.len(),
+            "eval_data": self.evaluations.answers,
         }));
         self.tell(told);
         if let Some(events) = &mut self.events {

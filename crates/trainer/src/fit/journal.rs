@@ -15,7 +15,7 @@ use super::best::Measure;
 use super::start::{folders, kept_otherwise, kept_state, of_ranks, ours, readable};
 use crate::checkpoint::{self, Change, RunState};
 use crate::error::TrainError;
-use crate::metrics::{has_step, value_at};
+use crate::metrics::has_step;
 use crate::output::METRICS;
 use crate::report::{StepLine, When};
 use lowtide_session::{About, CommitRecord, StepNumbers, committed_by_all};
@@ -354,7 +354,7 @@ impl Fit<'_> {
         if step == 0 || !self.durable && self.saved != Some(step) {
             return Ok(()); // another directory's run has recorded it there
         }
-        let recorded = |f: &Self, when, key| value_at(f.output.folder(), METRICS, step, when, key);
+        let recorded = |f: &Self, when: Option<When>, key| f.value_at(when, key);
         let mut of = (
             recorded(self, None, "eval_loss")?,
             recorded(self, None, "eval_accuracy")?,
@@ -363,12 +363,12 @@ impl Fit<'_> {
             let made = self.evaluate(step)?;
             of = (made.map(|e| e.loss), made.map(|e| e.accuracy));
         }
-        let mut best = self.judge_evaluation(of.0, of.1);
-        let mut share = recorded(self, Some(When::During.name()), "exact_match")?;
+        let mut best = self.judge_evaluation(of.0, of.1)?;
+        let mut share = recorded(self, Some(When::During), "exact_match")?;
         if due.answers && share.is_none() {
             share = self.exact_match(When::During)?;
         }
-        best |= self.judge(Measure::ExactMatch, share);
+        best |= self.judge(Measure::ExactMatch, share)?;
         let newest = checkpoint::newest_of(&self.output);
         if self.durable && (due.save || best) && newest.is_none_or(|(at, _)| at < step) {
             self.save()?;

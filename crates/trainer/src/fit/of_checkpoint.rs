@@ -177,8 +177,9 @@ fn find(run: &Run, named: Option<&Path>) -> Result<(PathBuf, RunState), TrainErr
         });
     };
     let state = checkpoint::look(&dir).map_err(whole)?;
-    let best = state.best.step;
-    if run.checkpoint.keep_best != KeepBest::None && best > 0 && best < newest {
+    let (best, by) = (state.best.step, run.checkpoint.keep_best);
+    // The best by another measure is not what this run file asks for.
+    if by != KeepBest::None && state.best.is_by(by) && best > 0 && best < newest {
         let dir = checkpoint::path_of(&run.output, best);
         if dir.is_dir() {
             let state = checkpoint::look(&dir).map_err(whole)?;

@@ -18,6 +18,7 @@ use lowtide_units::Bytes;
 use serde_json::{Value, json};
 
 use super::background::{self, Backdrop};
+use super::best::Evaluations;
 use super::branch::Origin;
 use super::saving::{self, Cadence, Sizes};
 use super::start::Start;
@@ -64,17 +65,17 @@ pub(super) fn open<'a>(
     };
     let numerics = numerics_of(run, &material.device, &material.decoder, &material.train);
     let changes = start.changes(run, &numerics, total)?;
+    let evaluations = Evaluations::of(run, material.eval.as_deref(), &material.questions);
     // It ended before, for want of a better evaluation.
     let whole = total;
     let total = match start.state() {
-        Some(state) if state.best.ends(run) => total.min(state.step),
+        Some(state) if evaluations.ended(run, &state.best) => total.min(state.step),
         _ => total,
     };
     if let Some(state) = start.state().filter(|_| total < whole) {
         observer.note(&state.best.why_ended(total, whole));
     }
-    let asks = (material.eval.is_some(), !material.questions.is_empty());
-    if let Some(report) = ends::finished(run, &start, total, asks) {
+    if let Some(report) = ends::finished(run, &start, total, &evaluations) {
         observer.phase(None);
         return Ok(Opened::Finished(Box::new(report)));
     }
@@ -221,7 +222,7 @@ pub(super) fn open<'a>(
         now_unix_s: tokenizer.now_unix_s(),
         ..RunState::new()
     };
-    let logs = Logs::open(run, &output, &start, asks.1)?;
+    let logs = Logs::open(run, &output, &start, !questions.is_empty())?;
     let cadence = Cadence::of(run);
     if saves == Saves::All {
         let best = run.checkpoint.keep_best != KeepBest::None;
@@ -267,6 +268,8 @@ pub(super) fn open<'a>(
         durable,
         last_checkpoint: None,
         saved: None,
+        evaluations,
+        best_before: None,
         gone_back: false,
         saves,
         learning_seconds,
@@ -513,6 +516,7 @@ impl Fit<'_> {
         self.state.branch = self.output.kept().number();
         self.observer.phase(None);
         self.change(changes);
+        self.same_best();
         self.dealt = self.state.tokens;
         self.state.totals.disk_written = written;
         self.earlier = self.state.totals.clone();

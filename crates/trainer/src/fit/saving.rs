@@ -221,6 +221,9 @@ pub(super) fn take_room(
     steps: u64,
 ) -> Result<room::Room, TrainError> {
     let needs = sizes.needs(run, planned, output, steps);
+    if sizes.checkpoint > 0 && steps > 0 {
+        checkpoint::try_folder(output)?;
+    }
     room::check(&needs)?;
     let held = needs[0].bytes + needs[1].bytes;
     room::Room::keep(output.folder(), held)
@@ -266,6 +269,7 @@ impl Fit<'_> {
         if !of_files(&e) {
             return Err(e);
         }
+        self.best_is_unsaved(step);
         let older = match &self.last_checkpoint {
             Some(older) => format!("the newest checkpoint is {}", older.display()),
             None => "there is no checkpoint yet".to_owned(),
@@ -343,6 +347,7 @@ impl Fit<'_> {
         self.observer.saved(step, &path);
         self.last_checkpoint = Some(path);
         self.saved = Some(step);
+        self.best_is_in_place(step);
         let marked = super::branch::saved(&mut self.output, step);
         self.tell(marked.err().map(|e| format!("warning: {e}")));
         self.prune(step, kept_best);

@@ -18,8 +18,8 @@ pub struct MetricsLog {
 
 impl MetricsLog {
     /// Opens the file of this name for appending, or creates it, keeping only what a run at `last_step` has written:
-    /// from the first line on that is torn, not JSON or has a `step` beyond `last_step`, the file is cut. So the file
-    /// of a run that died and was resumed is that of an unbroken run.
+    /// from the first line on that has a `step` beyond `last_step`, and behind the last whole one, the file is cut. So
+    /// the file of a run that died and was resumed is that of an unbroken run. A damaged line between whole ones stays.
     ///
     /// `None`: a run that begins; nothing that has a step is kept.
     pub fn open(folder: &Folder, name: &str, last_step: Option<u64>) -> Result<Self, TrainError> {
@@ -115,7 +115,8 @@ pub fn has_step(folder: &Folder, name: &str, step: u64, key: &str) -> Result<boo
         .any(|r| r["step"] == step && r.get(key).is_some()))
 }
 
-/// The value of `key` in a metrics file's line of `step`, with this `when` where one is given.
+/// The value of `key` in a metrics file's line of `step`, with this `when` where one is given, and of the evaluations
+/// with this hash.
 ///
 /// # Errors
 /// When the file cannot be read.
@@ -123,21 +124,24 @@ pub fn value_at(
     folder: &Folder,
     name: &str,
     step: u64,
-    when: Option<&str>,
+    (when, data): (Option<&str>, &str),
     key: &str,
 ) -> Result<Option<f64>, TrainError> {
     let text = text(folder, name)?;
     let records = text.lines().rev().map(serde_json::from_str::<Value>);
-    let of = |r: &Value| r["step"] == step && when.is_none_or(|when| r["when"] == when);
+    let of = |r: &Value| {
+        r["step"] == step && r["eval_data"] == data && when.is_none_or(|when| r["when"] == when)
+    };
     let found = records.flatten().filter(of).find_map(|r| r[key].as_f64());
     Ok(found)
 }
 
 fn text(folder: &Folder, name: &str) -> Result<String, TrainError> {
-    let mut text = String::new();
-    let read = folder.read(name)?.read_to_string(&mut text);
+    let mut bytes = Vec::new();
+    let read = folder.read(name)?.read_to_end(&mut bytes);
     read.map_err(TrainError::io(&folder.at(name)))?;
-    Ok(text)
+    // A damaged line may hold anything.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Length of the whole lines whose step is at most `last_step`; of none of a step where it is `None`.
@@ -149,22 +153,24 @@ fn bytes_up_to(file: &File, last_step: Option<u64>) -> std::io::Result<u64> {
     })
 }
 
-/// Length of the whole lines, from the first on, that are records which `keeps` keeps.
+/// Length of the lines, from the first on, up to the last whole record before the first that `keeps` does not keep.
 fn bytes_while(file: &File, keeps: impl Fn(&Value) -> bool) -> std::io::Result<u64> {
     let mut file = file;
     std::io::Seek::rewind(&mut file)?;
     let mut reader = BufReader::new(file);
-    let (mut keep, mut line) = (0, Vec::new());
+    let (mut keep, mut at, mut line) = (0, 0, Vec::new());
     loop {
         line.clear();
-        reader.read_until(b'\n', &mut line)?;
+        at += reader.read_until(b'\n', &mut line)? as u64;
         let whole = line.ends_with(b"\n");
         let record = serde_json::from_slice::<Value>(&line)
             .ok()
             .filter(|_| whole);
         // A line without a step (a header) belongs to the run, not to a step.
         match record {
-            Some(r) if keeps(&r) => keep += line.len() as u64,
+            Some(r) if keeps(&r) => keep = at,
+            // What is damaged costs itself alone: what stands behind it is as good as before.
+            None if whole => {}
             _ => return Ok(keep),
         }
     }
@@ -227,21 +233,39 @@ mod tests {
         let text = || std::fs::read_to_string(&path).unwrap();
         assert_eq!(text(), "{\"run\":\"a\"}\n");
         for when in ["before", "after"] {
-            assert_eq!(log.write(&json!({"step": 0, "when": when, "x": 0.5})), None);
+            let line = json!({"step": 0, "when": when, "x": 0.5, "eval_data": "d"});
+            assert_eq!(log.write(&line), None);
         }
         let whole = text();
         log.forget(0, "never").unwrap();
         assert_eq!(text(), whole);
-        let value = |step, when| value_at(&folder, "m.jsonl", step, when, "x").unwrap();
+        let value = |step, when| value_at(&folder, "m.jsonl", step, (when, "d"), "x").unwrap();
         assert_eq!(value(0, Some("after")), Some(0.5));
         assert_eq!(value(1, None), None);
+        let of_others = value_at(&folder, "m.jsonl", 0, (None, "e"), "x").unwrap();
+        assert_eq!(of_others, None, "of other evaluation data");
         log.forget(0, "after").unwrap();
         assert_eq!(value(0, Some("after")), None);
         assert_eq!(
-            log.write(&json!({"step": 0, "when": "after", "x": 0.5})),
+            log.write(&json!({"step": 0, "when": "after", "x": 0.5, "eval_data": "d"})),
             None
         );
         assert_eq!(text(), whole);
+    }
+
+    #[test]
+    fn a_damaged_stretch_costs_no_line_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.jsonl");
+        let good =
+            b"{\"step\":1}\n{\"ste\0\0\xff\n\0\0\n{\"step\":2,\"eval_data\":\"d\",\"x\":2.0}\n";
+        let all = [&good[..], b"\0\n{\"step\":3}\n{\"st"].concat();
+        std::fs::write(&path, all).unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        drop(MetricsLog::open(&folder, "m.jsonl", Some(2)).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), good);
+        let value = value_at(&folder, "m.jsonl", 2, (None, "d"), "x").unwrap();
+        assert_eq!(value, Some(2.0));
     }
 
     #[test]
