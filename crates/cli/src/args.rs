@@ -27,6 +27,14 @@ pub struct Args {
     pub verbose: bool,
 }
 
+/// Whether a command line that is not understood asks for an answer that a program reads.
+pub fn asks_for_json(args: impl IntoIterator<Item = OsString>) -> bool {
+    let options = args.into_iter().skip(1).take_while(|arg| arg != "--");
+    options
+        .into_iter()
+        .any(|arg| arg == "--json" || arg == "--events")
+}
+
 impl Args {
     /// Whether a program reads standard output.
     pub fn json(&self) -> bool {

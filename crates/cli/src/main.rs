@@ -65,6 +65,12 @@ fn main() -> ExitCode {
                 out::noted(&printed.and_then(|()| std::io::stdout().flush()));
             }
             let code = u8::try_from(e.exit_code()).unwrap_or(USERS);
+            if e.use_stderr() && args::asks_for_json(std::env::args_os()) {
+                let text = e.to_string();
+                let error = text.trim().strip_prefix("error: ").unwrap_or(text.trim());
+                let answer = json!({ "error": error, "help": [], "exit_code": code });
+                Out::new(true, false).answer(&answer);
+            }
             return ExitCode::from(if out::refused() { USERS } else { code });
         }
     };

@@ -177,6 +177,20 @@ fn with_json_the_error_is_the_last_line() {
             .expect("text")
             .contains("no/such/run.yaml")
     );
+    // Also of a command line that is not understood.
+    for args in [
+        &["train", "run.yaml", "--nope"][..],
+        &["export", "run.yaml", "o", "--dtype", "f8"],
+        &["eval", "run.yaml", "--cached", "0"],
+    ] {
+        let (code, error) = answer(args);
+        assert_eq!((code, &error["exit_code"]), (2, &2.into()), "{error}");
+        let text = error["error"].as_str().expect("text");
+        assert!(text.contains(args[args.len() - 1]), "{text}");
+    }
+    let events = lowtide(&["train", "run.yaml", "--events", "--nope"]).output();
+    let events = events.expect("the binary starts").stdout;
+    assert!(serde_json::from_slice::<serde_json::Value>(&events).is_ok());
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Bytes and seconds as people read them.
+//! Bytes, seconds and names of models as people read them.
 
+use std::path::Path;
 use std::time::Duration;
 
 /// Bytes: `1.5 GiB`.
@@ -56,6 +57,13 @@ pub fn count(n: u64) -> String {
     text
 }
 
+/// `org/name`, of the Hub cache's `models--org--name/snapshots/COMMIT`.
+pub(crate) fn hub_name(path: &Path) -> Option<String> {
+    let snapshots = path.parent().filter(|p| p.ends_with("snapshots"))?;
+    let model = snapshots.parent()?.file_name()?.to_str()?;
+    Some(model.strip_prefix("models--")?.replacen("--", "/", 1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,5 +84,14 @@ mod tests {
             [0, 999, 1000, 1_048_576].map(count),
             ["0", "999", "1,000", "1,048,576"]
         );
+    }
+
+    #[test]
+    fn a_snapshot_of_the_hub_has_its_models_name() {
+        let name = |path: &str| hub_name(Path::new(path));
+        let snapshot = "/c/hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de2";
+        assert_eq!(name(snapshot).as_deref(), Some("Qwen/Qwen3-0.6B"));
+        assert_eq!(name("/c/snapshots/c1899de2"), None);
+        assert_eq!(name("/models/mine"), None);
     }
 }

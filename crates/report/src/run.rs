@@ -11,6 +11,7 @@ use crate::account::{self, Account, PlanReport, Process};
 use crate::answers::answers;
 use crate::curve::{Curve, LastLosses, Median, Smoothed};
 use crate::error::ReportError;
+use crate::people::hub_name;
 
 /// What a run tells of itself beside its metrics.
 pub const REPORT: &str = "report.json";
@@ -292,14 +293,19 @@ impl RunReport {
         }
     }
 
-    /// The model that is trained: a directory's last part, or the name of a built-in shape.
+    /// The model that is trained: a directory's last part, of a snapshot in the Hub's cache the model's name there, or
+    /// the name of a built-in shape.
     #[must_use]
     pub fn model(&self) -> String {
         let source = &self.run["model"]["source"];
         let path = source["path"].as_str().or(source["config"].as_str());
         let named = path.map(|p| {
-            let last = Path::new(p).file_name();
-            last.map_or(p.to_owned(), |n| n.to_string_lossy().into_owned())
+            let last = || {
+                Path::new(p)
+                    .file_name()
+                    .map(|n| n.to_string_lossy().into_owned())
+            };
+            hub_name(Path::new(p)).or_else(last).unwrap_or(p.to_owned())
         });
         named
             .or_else(|| source["shape"].as_str().map(str::to_owned))
