@@ -13,6 +13,7 @@ gradients on the host, weights sharded).
 
 import argparse
 import glob
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -144,7 +145,7 @@ def main():
     median = statistics.median(times)
     tokens = args.micro_batch * args.seq * args.accumulate * args.gpus
     result = {
-        "system": "LLMQ 0.3.1",
+        "system": "LLMQ " + importlib.metadata.version("pyllmq"),
         "mode": f"{args.mode}, moments {args.moments}, recomputes {args.recompute}",
         "model": args.shape,
         "gpus": args.gpus,

@@ -34,6 +34,8 @@ use parties::{Party, Repeat, Transfers, Work};
 pub struct LanesConfig {
     /// Threads of the gpu lane (CPU device) and of the host lane, each.
     pub threads: usize,
+    /// Threads of other ranks of this host, whose cores the host lane leaves to them.
+    pub threads_before: usize,
     /// The GPU; `None`: the CPU device.
     pub gpu: Option<Gpu>,
     /// Directories of the drives with their shares of the traffic; none: no disk lanes.
@@ -65,6 +67,7 @@ impl LanesConfig {
         let spare = HostMemory::available().0 / 4;
         Self {
             threads,
+            threads_before: 0,
             gpu,
             drives,
             parameters: parameters
@@ -141,7 +144,7 @@ fn queues(config: &LanesConfig) -> Result<Vec<(Lane, Queue)>, MeasureError> {
                 why: e.to_string(),
             })
     };
-    let host_queue = Queue::spread(Lane::HOST.name(), n, 0, gpu.is_some());
+    let host_queue = Queue::spread(Lane::HOST.name(), n, config.threads_before, gpu.is_some());
     let mut queues = vec![started(Lane::HOST, n, host_queue)?];
     for lane in [Lane::H2D, Lane::D2H] {
         queues.push(match gpu {
@@ -387,8 +390,9 @@ impl Lanes {
             (ends, end)
         });
         let mut rates = Vec::new();
+        // One that failed has stopped the others, maybe before their first unit.
+        let ends = ends.into_iter().collect::<Result<Vec<_>, _>>()?;
         for (party, ends) in parties.iter().zip(ends) {
-            let ends = ends?;
             // What ended after the others began to stop had the machine more to itself.
             let k = ends.iter().filter(|&&t| t <= end).count().max(2) - 1;
             let span = (ends[k] - ends[0]).as_secs_f64();
@@ -599,6 +603,7 @@ mod tests {
     fn lanes_beside_others_are_not_faster_than_alone() {
         let dir = tempfile::tempdir().unwrap();
         let config = LanesConfig {
+            threads_before: 0,
             threads: 2,
             gpu: None,
             drives: vec![(dir.path().to_owned(), 1.0)],

@@ -11,7 +11,7 @@ use lowtide_device::cuda::{self, Gpu};
 use lowtide_device::{Memory, Queue};
 use lowtide_kernels::matmul::{self, Dims};
 use lowtide_planner::{Lane, NetRates, RankLinks, Together};
-use lowtide_tiers::{Arena, Fill};
+use lowtide_tiers::{Arena, Fill, HostMemory};
 use lowtide_units::{Bytes, BytesPerSecond, Seconds};
 use lowtide_workload::{Dtype, Optimizer};
 use serde::{Deserialize, Serialize};
@@ -132,13 +132,24 @@ impl NetTimes {
 }
 
 fn times(gpus: &[Gpu], comms: &[Arc<dyn Comm>], work: RankWork) -> Result<NetTimes, MeasureError> {
-    // What can fail on one rank alone comes before the first collective of any.
-    let ready = (0..comms.len()).map(|rank| reserve(gpus.get(rank), work));
-    let ready = ready.collect::<Result<Vec<_>, MeasureError>>()?;
+    // What can fail on one rank alone comes before the first collective of any here. Ranks of other processes may be in
+    // theirs, and would wait for ever.
+    let ready = (comms.iter().enumerate()).map(|(i, comm)| {
+        let before = comm.world().rank % work.ranks as usize;
+        reserve(gpus.get(i), work, before)
+    });
+    let ready = match ready.collect::<Result<Vec<_>, MeasureError>>() {
+        Ok(ready) => ready,
+        Err(e) => {
+            comms.iter().for_each(|comm| comm.stop(&e.to_string()));
+            return Err(e);
+        }
+    };
     let all: Vec<Result<NetTimes, MeasureError>> = std::thread::scope(|scope| {
         let rank = |(comm, mut party): (&Arc<dyn Comm>, Party)| {
             let comm = Arc::clone(comm);
             scope.spawn(move || {
+                let _guard = StopsOnPanic(&*comm);
                 let found = party.times(&*comm);
                 if let Err(e) = &found {
                     comm.stop(&e.to_string());
@@ -169,6 +180,17 @@ fn times(gpus: &[Gpu], comms: &[Arc<dyn Comm>], work: RankWork) -> Result<NetTim
     }
 }
 
+/// Stops a rank's exchanges when its thread panics, so that nobody waits for it.
+struct StopsOnPanic<'a>(&'a dyn Comm);
+
+impl Drop for StopsOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop("measuring panicked");
+        }
+    }
+}
+
 /// What a rank needs to take part.
 struct Party {
     bytes: u64,
@@ -185,8 +207,8 @@ struct OnGpu {
     product: Product,
 }
 
-/// What a rank needs to take part.
-fn reserve(gpu: Option<&Gpu>, work: RankWork) -> Result<Party, MeasureError> {
+/// What a rank needs to take part, of which `before` others of its host come first.
+fn reserve(gpu: Option<&Gpu>, work: RankWork, before: usize) -> Result<Party, MeasureError> {
     let bytes = LARGE[usize::from(gpu.is_none())];
     Ok(match gpu {
         Some(gpu) => Party {
@@ -194,7 +216,7 @@ fn reserve(gpu: Option<&Gpu>, work: RankWork) -> Result<Party, MeasureError> {
             memory: Memory::cuda(gpu, Bytes(2 * bytes))?,
             queue: Queue::Cuda(cuda::Queue::first(gpu)?),
             gpu: Some(OnGpu {
-                lanes: lanes_of(gpu, work)?,
+                lanes: lanes_of(gpu, work, before)?,
                 product: Product::new(gpu)?,
             }),
         },
@@ -207,13 +229,19 @@ fn reserve(gpu: Option<&Gpu>, work: RankWork) -> Result<Party, MeasureError> {
     })
 }
 
-/// What a rank copies and updates: its part of the threads, and of the parameters.
-fn lanes_of(gpu: &Gpu, work: RankWork) -> Result<Lanes, MeasureError> {
-    let threads = (work.threads / work.ranks as usize).max(1);
+/// What a rank copies and updates: its part of the parameters, by its part of the threads, on cores of their own as in
+/// a run, and no more memory than all ranks together may take.
+fn lanes_of(gpu: &Gpu, work: RankWork, before: usize) -> Result<Lanes, MeasureError> {
+    let (ranks, threads) = (u64::from(work.ranks), work.threads / work.ranks as usize);
+    let threads = threads.max(1);
     let usual = LanesConfig::for_probe(threads, Some(gpu.clone()), Vec::new(), work.optimizer);
-    let parameters = usual.parameters.min(PARAMETERS) / u64::from(work.ranks);
+    let parameters = usual.parameters.min(PARAMETERS) / ranks;
+    // Both links have several copies of memory at either end.
+    let spare = HostMemory::available().0 / 4 / (16 * ranks);
     Lanes::new(LanesConfig {
         parameters: parameters.next_multiple_of(256),
+        copy: usual.copy.min(Bytes(spare.max(1 << 20))),
+        threads_before: before * threads,
         ..usual
     })
 }

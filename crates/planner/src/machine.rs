@@ -455,7 +455,7 @@ impl Machine {
     }
 
     /// Makes links as fast as they are while all ranks use theirs, and takes the sets that were measured so. Sets with
-    /// other lanes keep what was measured of one rank.
+    /// other lanes keep what was measured of one rank, where that is not more.
     fn take(&mut self, links: &RankLinks) {
         for (rate, all) in [(&mut self.h2d, links.h2d), (&mut self.d2h, links.d2h)] {
             rate.0 = rate.0.min(all.0);
@@ -463,6 +463,16 @@ impl Machine {
         let lanes = |set: &Together| set.speed.keys().cloned().collect::<Vec<_>>();
         let measured: Vec<_> = links.together.iter().map(lanes).collect();
         self.together.retain(|set| !measured.contains(&lanes(set)));
+        // A lane is no faster because one more runs beside it.
+        for set in &mut self.together {
+            let inside = |part: &&Together| part.speed.keys().all(|l| set.speed.contains_key(l));
+            let parts: Vec<_> = links.together.iter().filter(inside).collect();
+            for (lane, speed) in parts.into_iter().flat_map(|part| &part.speed) {
+                if let Some(own) = set.speed.get_mut(lane) {
+                    *own = own.min(*speed);
+                }
+            }
+        }
         self.together.extend_from_slice(&links.together);
     }
 

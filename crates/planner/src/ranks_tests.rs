@@ -428,7 +428,11 @@ fn copies_of_all_ranks_are_as_fast_as_they_were_measured_at_once() {
     let set = |speeds: &[(Lane, f64)]| Together::of(speeds.iter().copied());
     let of_disk = set(&[(Lane::DISK_READ, 0.6), (Lane::HOST, 0.5)]);
     let of_one = set(&[(Lane::H2D, 0.9), (Lane::D2H, 0.8)]);
-    m.together = vec![of_one, of_disk.clone()];
+    let all_lanes = |h2d| {
+        let (h2d, d2h) = ((Lane::H2D, h2d), (Lane::D2H, 0.5));
+        set(&[h2d, d2h, (Lane::HOST, 0.4), (Lane::DISK_READ, 0.3)])
+    };
+    m.together = vec![of_one, of_disk.clone(), all_lanes(0.8)];
     // Nothing was measured with two.
     let two = m.share(2);
     assert_eq!(
@@ -445,7 +449,8 @@ fn copies_of_all_ranks_are_as_fast_as_they_were_measured_at_once() {
     });
     let two = m.share(2);
     assert_eq!((two.h2d.0, two.d2h.0), (45e9, 40e9));
-    assert_eq!(two.together, [of_disk, of_all]);
+    // With drives beside them copies are no faster than without.
+    assert_eq!(two.together, [of_disk, all_lanes(0.7), of_all]);
     // Another number of ranks says nothing, and one rank has its link alone.
     for ranks in [1, 4] {
         let other = m.share(ranks);

@@ -166,7 +166,8 @@ impl<'a> Basis<'a> {
         if run.hosts > 1 || known != Some((run.gpus, 1)) {
             machine.net = net;
         }
-        if (machine.links.as_ref()).is_none_or(|known| known.ranks != run.gpus_of_host()) {
+        // What a file does not say of another machine's links, this one's do not tell.
+        if run.plan.machine.is_none() {
             machine.links = links;
         }
         alike(device)?;
