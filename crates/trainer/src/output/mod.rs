@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use lowtide_config::Run;
 use lowtide_report::{PAGE, REPORT};
@@ -80,6 +81,8 @@ const FOLDERS: [&str; 4] = [MODEL, CHECKPOINTS, TENSORBOARD, DISK];
 const DISK: &str = "disk";
 /// More processes than this do not come and go between an open and a lock.
 const LOCK_TRIES: u32 = 100;
+/// How long a program may take from its start by `fork` to the closing of files by `exec`, with much to spare.
+const BETWEEN: Duration = Duration::from_millis(200);
 
 /// An output directory that this process has for itself.
 #[derive(Debug)]
@@ -335,8 +338,7 @@ fn lock(folder: &Folder) -> Result<(File, Kept), TrainError> {
     let mut tries = 0;
     let mut mark = loop {
         let mark = folder.open_or_make(MARK)?;
-        rustix::fs::flock(&mark, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|e| unlocked(&path, e))?;
+        take(&mark).map_err(|e| unlocked(&path, e))?;
         // Its last holder may have removed it between our open and our lock.
         let ours = mark.metadata().map_err(TrainError::io(&path))?;
         match folder.read(MARK).map(|f| f.metadata()) {
@@ -364,6 +366,20 @@ fn lock(folder: &Folder) -> Result<(File, Kept), TrainError> {
     match Mark::parse(&text) {
         Some(said) if said.holds() == Holds::Output => Ok((mark, said.kept())),
         _ => Err(TrainError::NotOurs { path }),
+    }
+}
+
+/// Takes the lock of a file, unless another one holds it for longer than [`BETWEEN`]. A run that has just ended in this
+/// process may seem to hold it: a program that another thread starts has this process's files until it runs.
+fn take(mark: &File) -> Result<(), Errno> {
+    let begin = Instant::now();
+    loop {
+        match rustix::fs::flock(mark, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if begin.elapsed() < BETWEEN => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            taken => return taken,
+        }
     }
 }
 
