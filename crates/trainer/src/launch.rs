@@ -300,8 +300,7 @@ pub(crate) fn held_by_others(device: &Device) -> Vec<Held> {
     });
     let of = |remote: &Arc<Remote>| {
         // A process that is gone holds nothing; the next call to it reports why.
-        let told = remote.ask(json!("memory")).unwrap_or_default();
-        let [now, most] = serde_json::from_value(told).unwrap_or_default();
+        let [now, most]: [u64; 2] = remote.ask(json!("memory")).unwrap_or_default();
         Held {
             now: Bytes(now),
             most: Bytes(most),
@@ -316,7 +315,6 @@ pub(crate) fn least_of_others(device: &Device) -> Result<Option<(Bytes, Bytes)>,
     let mut least: Option<(Bytes, Bytes)> = None;
     for remote in there {
         let memory = remote.ask(json!("device memory"))?;
-        let memory = serde_json::from_value(memory).unwrap_or_default();
         least = Some(least.map_or(memory, |least| least.min(memory)));
     }
     Ok(least)
@@ -327,16 +325,14 @@ pub(crate) fn net_times(group: &Group, work: RankWork) -> Result<NetTimes, Train
     std::thread::scope(|scope| {
         let ask = |remote: &Arc<Remote>| {
             let remote = Arc::clone(remote);
-            scope.spawn(move || remote.ask(json!("net")))
+            scope.spawn(move || remote.ask::<NetTimes>(json!("net")))
         };
         let others: Vec<_> = group.there.iter().map(ask).collect();
         let mut all = NetTimes::of(&group.gpus, &group.comms, work)?;
         for other in others {
             let end = other.join();
-            let told = end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            if let Ok(other) = serde_json::from_value(told) {
-                all = all.max(&other);
-            }
+            let other = end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            all = all.max(&other);
         }
         Ok(all)
     })
@@ -348,7 +344,7 @@ pub(crate) fn tell_choices(
     choices: &BTreeMap<String, Vec<u64>>,
 ) -> Result<(), TrainError> {
     for remote in &group.there {
-        remote.ask(json!({ "products": choices }))?;
+        remote.ask::<Value>(json!({ "products": choices }))?;
     }
     Ok(())
 }

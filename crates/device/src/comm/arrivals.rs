@@ -10,6 +10,9 @@ use super::line::{Line, Listener};
 const WORD: Duration = Duration::from_secs(10);
 /// How many may be without their word at once: then the one that came first is dropped.
 const PENDING: usize = 256;
+/// What they may have sent of their words in all, in longest words: whoever can open a connection can send, and many
+/// of them could fill the memory. Ranks' own words are far shorter.
+const LONGEST: usize = 2;
 /// Bytes read at a time.
 const BLOCK: usize = 4096;
 
@@ -67,13 +70,25 @@ impl<'a> Arrivals<'a> {
                         return Some((line, have[4..].to_vec(), from));
                     }
                 }
-                Ok(false) if one.since.elapsed() < WORD => i += 1,
+                Ok(false) if one.since.elapsed() < WORD => i = self.shed(i + 1),
                 Ok(false) | Err(_) => drop(self.pending.remove(i)),
             }
         }
         let over = self.pending.len().saturating_sub(PENDING);
         self.pending.drain(..over);
         None
+    }
+
+    /// Drops who has sent most, as long as all have sent too much. Returns the place of who was at `next`.
+    fn shed(&mut self, mut next: usize) -> usize {
+        let sent = |one: &Arrival| one.have.len();
+        while self.pending.iter().map(sent).sum::<usize>() > LONGEST * self.most {
+            let longest = (0..self.pending.len()).max_by_key(|&i| sent(&self.pending[i]));
+            let longest = longest.expect("somebody has sent something");
+            self.pending.remove(longest);
+            next -= usize::from(longest < next);
+        }
+        next
     }
 }
 
@@ -103,6 +118,58 @@ impl Arrival {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(e) => return Err(e),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpStream;
+
+    use super::*;
+
+    const MOST: usize = 1 << 16;
+
+    #[test]
+    fn strangers_fill_no_memory_and_keep_nobody_out() {
+        let listener = Listener::far(([127, 0, 0, 1], 0).into()).unwrap();
+        let at = listener.port().unwrap();
+        let come = || TcpStream::connect(("127.0.0.1", at)).unwrap();
+        let mut arrivals = Arrivals::new(&listener, MOST);
+        // Each sends its word but for the last byte.
+        let mut word = (MOST as u32).to_le_bytes().to_vec();
+        word.resize(4 + MOST - 1, 0);
+        let mut strangers = Vec::new();
+        let held = |arrivals: &Arrivals<'_>| -> usize {
+            arrivals.pending.iter().map(|one| one.have.len()).sum()
+        };
+        for _ in 0..10 {
+            let mut stranger = come();
+            stranger.set_nonblocking(true).unwrap();
+            // As much of it as the system takes at once, which is all of it.
+            assert_eq!(stranger.write(&word).unwrap(), word.len());
+            strangers.push(stranger);
+        }
+        let mut slow = come();
+        slow.write_all(&[2, 0, 0, 0, b'h']).unwrap();
+        let begin = Instant::now();
+        while strangers.iter().filter(|s| closed(s)).count() < 10 - LONGEST {
+            assert!(arrivals.next().is_none());
+            assert!(held(&arrivals) <= LONGEST * MOST);
+            assert!(begin.elapsed() < WORD, "they are kept");
+        }
+        slow.write_all(b"i").unwrap();
+        let tries = std::iter::from_fn(|| (begin.elapsed() < 2 * WORD).then(|| arrivals.next()));
+        let met = tries.flatten().next();
+        assert_eq!(met.expect("comes").1, b"hi");
+    }
+
+    /// Whether the other side has closed the line.
+    fn closed(line: &TcpStream) -> bool {
+        match line.peek(&mut [0]) {
+            Ok(n) => n == 0,
+            Err(e) => e.kind() != ErrorKind::WouldBlock,
         }
     }
 }

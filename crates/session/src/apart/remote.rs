@@ -8,6 +8,7 @@ use lowtide_executor::{ExecError, Options};
 use lowtide_planner::{PartName, Plan, SlotId};
 use lowtide_tiers::TierError;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::wire::{Call, Fault, Opening, Part, get, put};
@@ -79,8 +80,8 @@ impl Remote {
     /// What it knows outside of a session.
     ///
     /// # Errors
-    /// What failed there, or that it is gone.
-    pub fn ask(&self, what: Value) -> Result<Value, ExecError> {
+    /// What failed there, that it is gone, or that its answer is not what was asked for.
+    pub fn ask<T: DeserializeOwned>(&self, what: Value) -> Result<T, ExecError> {
         let answer = self.call(&Call::Ask(what), &[])?;
         serde_json::from_slice(&answer).map_err(|e| ExecError::Elsewhere {
             rank: self.rank,
