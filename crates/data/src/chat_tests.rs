@@ -186,7 +186,7 @@ fn line_ends_methods_and_tests_are_those_of_jinja() {
 }
 
 #[test]
-fn what_a_template_says_is_cut_and_told_on_one_line() {
+fn what_a_template_says_is_cut_and_reported_on_one_line() {
     let problem = render("{{ raise_exception('no\n\x1b[31m' ~ 'x' * 100000) }}").unwrap_err();
     let text = problem.to_string();
     assert!(

@@ -248,7 +248,7 @@ fn a_limit_names_the_construct_and_the_line() {
 
 /// As Jinja2 prints them.
 #[test]
-fn values_are_printed_and_told_apart_as_in_python() {
+fn values_are_printed_and_compared_as_in_python() {
     for (source, want) in [
         (
             "{{ 'x' ~ none ~ true ~ 1.0 ~ ['a'] ~ {'b': 'c'} }}",

@@ -41,9 +41,9 @@ fn records_keep_their_order_across_files_and_threads() {
     }
     let again = Dataset::load(&paths, &LoadOptions::default(), &tokenizer).unwrap();
     assert_eq!(again.report(), data.report());
-    let turned: Vec<PathBuf> = paths.into_iter().rev().collect();
-    let turned = Dataset::load(&turned, &LoadOptions::default(), &tokenizer).unwrap();
-    assert_ne!(turned.report().mask_hash, data.report().mask_hash);
+    let reversed: Vec<PathBuf> = paths.into_iter().rev().collect();
+    let reversed = Dataset::load(&reversed, &LoadOptions::default(), &tokenizer).unwrap();
+    assert_ne!(reversed.report().mask_hash, data.report().mask_hash);
 }
 
 #[test]

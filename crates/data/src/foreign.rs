@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_told_by_their_heads() {
+    fn files_are_recognised_by_their_heads() {
         for (head, want) in [
             (&b"[{\"text\": \"a\"}]"[..], None),
             (b"[\"a\", \"b\"]", None),
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_told_by_their_fields() {
+    fn records_are_recognised_by_their_fields() {
         let sharegpt = json!([{"from": "human", "value": "hi"}]);
         let ours = json!([{"role": "user", "content": "hi"}]);
         for (object, want) in [

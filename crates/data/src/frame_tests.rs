@@ -140,7 +140,7 @@ fn a_prompt_ends_with_the_header_also_where_the_template_ignores_the_flag() {
 }
 
 #[test]
-fn an_end_that_is_not_marked_is_told() {
+fn an_end_that_is_not_marked_is_reported() {
     let unmarked = |source: &str| {
         let tokenizer = testing::tokenizer().with_chat_template(source).unwrap();
         end_of_turn(&tokenizer).unwrap().unwrap().unmarked

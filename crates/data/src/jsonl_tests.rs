@@ -11,7 +11,7 @@ fn schema(format: Format) -> Schema {
 }
 
 #[test]
-fn formats_are_told_by_their_fields() {
+fn formats_are_recognised_by_their_fields() {
     let detect = |line| Schema::detect(line, &Fields::default()).map(|s| s.format);
     assert_eq!(detect(r#"{"messages": [], "id": 3}"#), Ok(Format::Messages));
     assert_eq!(

@@ -378,7 +378,7 @@ fn tokens_of_files_that_change_are_not_kept() {
 
 /// Why tokens are in memory is not forgotten when there is no room for them.
 #[test]
-fn why_tokens_were_not_kept_is_told_when_memory_is_short() {
+fn why_tokens_were_not_kept_is_reported_when_memory_is_short() {
     let place = place(200);
     fs::write(place.dir.path().join("file"), "").unwrap();
     let cache = Cache {

@@ -119,7 +119,7 @@ fn elements_of_an_array_have_an_index() {
 }
 
 #[test]
-fn an_array_that_does_not_end_well_is_told() {
+fn an_array_that_does_not_end_well_is_reported() {
     let cut = "a file that begins with '[' is read as one JSON array, and the element that begins here, or the array, \
                does not end";
     let places = [

@@ -537,7 +537,7 @@ fn a_block_may_reach_to_the_next_message() {
 /// A template that drops all answers' thoughts but the last one's has blocks that no prefix finds; one
 /// block a turn tells them apart, two for one turn do not.
 #[test]
-fn blocks_that_cannot_be_told_apart_are_refused() {
+fn blocks_that_cannot_be_distinguished_are_refused() {
     let template = |before: &str, inside: &str| {
         format!(
             "{{% for m in messages %}}{{{{ m.role }}}}:{{% if m.role == 'assistant' %}}\

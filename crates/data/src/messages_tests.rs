@@ -137,7 +137,7 @@ fn calls_of_functions_are_tool_calls() {
 }
 
 #[test]
-fn what_is_no_message_is_told_with_its_place() {
+fn what_is_no_message_is_reported_with_its_place() {
     let problem = |message: Value| {
         let mut message = message;
         make_plain(&mut message, "messages[1]")

@@ -207,7 +207,7 @@ fn nested_records_come_back_as_they_were() {
 }
 
 #[test]
-fn a_row_above_the_bound_is_told_and_the_next_is_read() {
+fn a_row_above_the_bound_is_reported_and_the_next_is_read() {
     let options = LoadOptions {
         line_bytes_max: 200,
         ..LoadOptions::default()

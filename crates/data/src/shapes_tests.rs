@@ -358,7 +358,7 @@ fn may_be_refused(shape: &str, conversation: &str) -> bool {
         // The system prompt of its own ends as a turn does, and the last turn ends otherwise.
         ("another end in the last turn, a system prompt of its own", _) => true,
         // A question is rendered otherwise once another follows.
-        ("the last question is told not to think", name) => !matches!(
+        ("the last question says not to think", name) => !matches!(
             name,
             "one" | "system" | "a single thought" | "questions in a row"
         ),

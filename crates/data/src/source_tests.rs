@@ -108,7 +108,7 @@ fn tables_are_read_as_they_are_written() {
 }
 
 #[test]
-fn what_is_wrong_with_a_row_is_told_and_the_next_is_read() {
+fn what_is_wrong_with_a_row_is_reported_and_the_next_is_read() {
     let options = LoadOptions {
         line_bytes_max: 5000,
         ..LoadOptions::default()

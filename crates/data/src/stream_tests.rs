@@ -356,12 +356,12 @@ fn a_name_that_cannot_be_had_ends_nothing_that_did_not_ask_for_it() {
             kept.contains("not kept") && kept.contains(path) && kept.ends_with("no regular file"),
             "{kept}"
         );
-        assert!(stream.news(true).is_none(), "it is told once");
+        assert!(stream.news(true).is_none(), "it is reported once");
     }
 }
 
 #[test]
-fn what_a_stream_left_out_is_told_when_it_ends_and_when_it_is_found() {
+fn what_a_stream_left_out_is_reported_when_it_ends_and_when_it_is_found() {
     let place = place(300, "{\"prompt\": 1}\n");
     let options = LoadOptions {
         on_error: crate::OnError::Skip,

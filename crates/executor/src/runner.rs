@@ -333,14 +333,14 @@ impl<E: Engine> Runner<E> {
         for (lane, &count) in goal.iter() {
             while !self.reached(lane, count) {
                 if self.shared.failed() {
-                    return Err(self.told());
+                    return Err(self.cause_of_the_end());
                 }
                 self.watch();
             }
         }
         // What is complete may have used bytes that never came from another rank.
         if self.shared.failed() {
-            return Err(self.told());
+            return Err(self.cause_of_the_end());
         }
         while let Some((s, end)) = self.flying.front()
             && end.iter().all(|(lane, count)| *count <= goal[lane])
@@ -360,7 +360,7 @@ impl<E: Engine> Runner<E> {
     }
 
     /// What stopped the run.
-    fn told(&self) -> ExecError {
+    fn cause_of_the_end(&self) -> ExecError {
         self.error().map_or(ExecError::Stopped, |(_, error)| error)
     }
 

@@ -92,7 +92,7 @@ pub const TARGETS: [Target; 9] = [
 ];
 
 /// An error as the user reads it.
-fn told(error: impl std::fmt::Display) -> String {
+fn message(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 

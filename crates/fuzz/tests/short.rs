@@ -40,8 +40,8 @@ fn check(name: &str) {
     );
     for seed in &seeds {
         let said = read(target, &seed.bytes, &seed.name);
-        let told = format!("{name}/{}: {said:?}", seed.name);
-        assert_eq!(said.is_ok(), seed.good(), "{told}");
+        let label = format!("{name}/{}: {said:?}", seed.name);
+        assert_eq!(said.is_ok(), seed.good(), "{label}");
     }
     let mutator = Mutator::new(target, &seeds);
     let (began, mut done, mut accepted) = (Instant::now(), 0, 0);

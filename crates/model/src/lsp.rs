@@ -60,11 +60,11 @@ impl Factors {
             projected,
             other,
         };
-        Some(if sketching { own.turned() } else { own })
+        Some(if sketching { own.transposed() } else { own })
     }
 
     /// The other side of the same matrix, by as many columns.
-    pub fn turned(self) -> Self {
+    pub fn transposed(self) -> Self {
         Self {
             side: match self.side {
                 Side::Input => Side::Output,

@@ -328,7 +328,7 @@ impl Decoder {
     ) -> Result<(ParamId, Vec<f32>), NotFinite> {
         let entry = &self.layout[core];
         assert_eq!(entry.kind, ParamKind::Core, "{}", entry.spec.name);
-        let factors = entry.factors.expect("a core has them").turned();
+        let factors = entry.factors.expect("a core has them").transposed();
         let mut drawn = vec![0.0; gradient.len()];
         let (features, rank) = (factors.projected, factors.rank);
         Drawn::new(seed, entry.file, features, rank).fill(0..features * rank, &mut drawn);

@@ -261,7 +261,7 @@ fn numbers_that_no_model_has_are_named() {
 }
 
 #[test]
-fn dropout_is_told_of() {
+fn dropout_is_reported() {
     let none = with(llama31(), "attention_dropout", json!(0.0));
     assert_eq!(dropout_of(&none), []);
     let mut config = gpt2();

@@ -409,7 +409,7 @@ fn rows_are_cut_into_spans_for_answers() {
 }
 
 #[test]
-fn sizes_that_do_not_go_together_are_told() {
+fn sizes_that_do_not_go_together_are_reported() {
     let llama = || ModelShape::builtin("llama2-7b").unwrap();
     let gpt = || ModelShape::builtin("gpt3-13b").unwrap();
     let fails = |shape: &ModelShape, o: &Options, want: &str| match describe(shape, o) {

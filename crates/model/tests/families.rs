@@ -277,7 +277,7 @@ fn side_by_side_as_transformers_has_it() {
         ("qk_layernorm", json!(true), &stablelm),
     ] {
         match parse_config(&with(of.clone(), key, value), "x") {
-            Err(ModelError::Unsupported { key: told, .. }) => assert_eq!(told, key),
+            Err(ModelError::Unsupported { key: reported, .. }) => assert_eq!(reported, key),
             other => panic!("{key}: {other:?}"),
         }
     }
@@ -357,8 +357,8 @@ fn gemma3_is_that_of_transformers() {
         ),
     ] {
         match parse_config(&with(gemma3.clone(), key, value), "x") {
-            Err(ModelError::Unsupported { key: told, .. }) => {
-                assert!(told.starts_with(key), "{told}");
+            Err(ModelError::Unsupported { key: reported, .. }) => {
+                assert!(reported.starts_with(key), "{reported}");
             }
             other => panic!("{key}: {other:?}"),
         }
@@ -407,7 +407,7 @@ fn cohere_is_that_of_transformers() {
         ("hidden_act", json!("gelu"), &cohere2),
     ] {
         match parse_config(&with(of.clone(), key, value), "x") {
-            Err(ModelError::Unsupported { key: told, .. }) => assert_eq!(told, key),
+            Err(ModelError::Unsupported { key: reported, .. }) => assert_eq!(reported, key),
             other => panic!("{key}: {other:?}"),
         }
     }
@@ -473,7 +473,7 @@ fn factors_and_caps_are_those_of_transformers() {
         ("query_pre_attn_scalar", json!(0), &gemma2),
     ] {
         match parse_config(&with(of.clone(), key, value), "x") {
-            Err(ModelError::BadValue { key: told, .. }) => assert_eq!(told, key),
+            Err(ModelError::BadValue { key: reported, .. }) => assert_eq!(reported, key),
             other => panic!("{key}: {other:?}"),
         }
     }
@@ -484,7 +484,7 @@ fn factors_and_caps_are_those_of_transformers() {
         ("sliding_window", Value::Null),
     ] {
         match parse_config(&with(gemma2.clone(), key, value), "x") {
-            Err(ModelError::Unsupported { key: told, .. }) => assert_eq!(told, key),
+            Err(ModelError::Unsupported { key: reported, .. }) => assert_eq!(reported, key),
             other => panic!("{key}: {other:?}"),
         }
     }

@@ -151,7 +151,7 @@ fn patterns_find_parameters() {
 }
 
 #[test]
-fn what_cannot_be_frozen_is_told() {
+fn what_cannot_be_frozen_is_reported() {
     let (llama, gpt2) = (tiny_llama(), tiny_gpt2());
     let error = |shape: &ModelShape, all: &[&str]| {
         let (on, off): (Vec<&str>, Vec<&str>) = all.iter().partition(|p| p.starts_with('!'));

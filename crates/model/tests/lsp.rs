@@ -297,15 +297,15 @@ fn the_gradient_of_the_core_is_the_slope() {
                 };
                 let (wide, narrow) = (difference(2e-3), difference(1e-3));
                 let measured = (4.0 * narrow - wide) / 3.0;
-                let told: f64 = gradient
+                let predicted: f64 = gradient
                     .iter()
                     .zip(&direction)
                     .map(|(&g, d)| f64::from(g) * d)
                     .sum();
-                let far = (told - measured).abs() / length;
+                let far = (predicted - measured).abs() / length;
                 assert!(
                     far < 1e-5,
-                    "{}, {}: gradient {told}, slope {measured}",
+                    "{}, {}: gradient {predicted}, slope {measured}",
                     shape.name,
                     param.name
                 );

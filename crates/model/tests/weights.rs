@@ -367,7 +367,7 @@ fn entry(name: &str, dtype: &str, shape: &str, begin: u64, end: u64) -> String {
 }
 
 #[test]
-fn headers_that_lie_are_told_apart() {
+fn headers_that_lie_are_refused_each_for_its_reason() {
     let one = |e: &str, data| parse(&file(&format!("{{{e}}}"), data));
     let good = entry("a", "F32", "[2,3]", 0, 24);
     assert_eq!(one(&good, 24).unwrap().tensors[0].bytes, 24);

@@ -67,7 +67,7 @@ pub struct CommitRecord {
 
 /// How many steps a record has the numbers of. Without exact clipping a batch is committed while its own line and the
 /// line of the batch before may not be written yet.
-const TOLD: usize = 2;
+const STEPS_OF_A_RECORD: usize = 2;
 
 /// Makes what a journal says of the run as a whole.
 pub type About = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
@@ -76,18 +76,18 @@ pub type About = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
 #[derive(Default)]
 pub(super) struct Commits {
     about: Mutex<Option<About>>,
-    told: Mutex<Told>,
+    reported: Mutex<Reported>,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Reported {
     loss_first: Option<u64>,
     steps: VecDeque<(Mark, StepNumbers)>,
 }
 
 impl Commits {
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn reported(&self) -> MutexGuard<'_, Reported> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set_about(&self, about: About) {
@@ -96,9 +96,9 @@ impl Commits {
 
     /// A batch's loss and norm are known.
     pub(super) fn note(&self, mark: &Mark, outcome: &Outcome) {
-        let mut told = self.told();
+        let mut reported = self.reported();
         let loss = outcome.loss().to_bits();
-        let first = *told
+        let first = *reported
             .loss_first
             .get_or_insert(mark.loss_first.unwrap_or(loss));
         let mark = Mark {
@@ -113,10 +113,10 @@ impl Commits {
             tokens: mark.batch_tokens,
             skipped: outcome.skipped,
         };
-        told.steps.push_back((mark, numbers));
+        reported.steps.push_back((mark, numbers));
         // One more may be known than is committed.
-        while told.steps.len() > TOLD + 1 {
-            told.steps.pop_front();
+        while reported.steps.len() > STEPS_OF_A_RECORD + 1 {
+            reported.steps.pop_front();
         }
     }
 
@@ -125,8 +125,8 @@ impl Commits {
         let Some(step) = step else {
             return Ok(Record::default());
         };
-        let told = self.told();
-        let known = told.steps.iter().filter(|(m, _)| m.step <= step);
+        let reported = self.reported();
+        let known = reported.steps.iter().filter(|(m, _)| m.step <= step);
         let known: Vec<_> = known.collect();
         let mark = known.last().filter(|(m, _)| m.step == step);
         let Some((mark, _)) = mark else {
@@ -134,7 +134,7 @@ impl Commits {
                 "step {step} is committed before its norm is known"
             )));
         };
-        let steps = &known[known.len().saturating_sub(TOLD)..];
+        let steps = &known[known.len().saturating_sub(STEPS_OF_A_RECORD)..];
         let record = CommitRecord {
             mark: mark.clone(),
             clip: clip.map(f64::to_bits),
@@ -150,6 +150,6 @@ impl Commits {
 
 impl fmt::Debug for Commits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.told().fmt(f)
+        self.reported().fmt(f)
     }
 }

@@ -235,12 +235,12 @@ impl Ranks {
             (ends, others)
         });
         let others: Vec<ExecError> = others.into_iter().filter_map(Result::err).collect();
-        let Some(told) = ends.into_iter().find_map(Result::err) else {
+        let Some(first_error) = ends.into_iter().find_map(Result::err) else {
             // Of another process, where this one has not heard of it yet.
             return others.into_iter().next().map_or(Ok(()), Err);
         };
         let there = || others.iter().find(|error| by_itself(error)).cloned();
-        Err(match self.cause().or_else(there).unwrap_or(told) {
+        Err(match self.cause().or_else(there).unwrap_or(first_error) {
             ExecError::Stuck { seconds, chain } => ExecError::Stuck {
                 seconds,
                 chain: self.behind().unwrap_or(chain),

@@ -93,8 +93,8 @@ impl StepData {
         })
     }
 
-    /// As another process has it: an outcome is nobody's here.
-    pub(super) fn told(
+    /// As another process sent it: an outcome is nobody's here.
+    pub(super) fn received(
         inputs: Vec<Micro>,
         loss_scale: f32,
         update: Option<Hyper>,

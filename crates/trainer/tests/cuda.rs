@@ -334,7 +334,7 @@ fn a_gpu_that_drives_do_not_reach_refuses_such_a_plan() {
     ) {
         Err(SessionError::Direct(why)) => {
             let known = match &why {
-                // None, one of before CUDA 12.9, or one that is not turned on or supports nothing here.
+                // None, one of before CUDA 12.9, or one that is not on or supports nothing here.
                 NoDirect::Cuda(CudaError::Library { library, .. }) => *library == Library::Cufile,
                 NoDirect::Cuda(CudaError::BadLibrary { path, .. }) => {
                     path.to_string_lossy().contains("cufile")

@@ -280,12 +280,12 @@ fn reads_a_hostile_file() {
         Ok(data) => format!("read {}", data.len()),
         Err(e) => e.to_string(),
     };
-    fs::write(env::var_os("LOWTIDE_TEST_TOLD").unwrap(), outcome).unwrap();
+    fs::write(env::var_os("LOWTIDE_TEST_OUTCOME").unwrap(), outcome).unwrap();
 }
 
 /// How reading a file ended within 1 GiB of address space and 60 s.
 fn outcome(dir: &Path, bytes: &[u8]) -> String {
-    let (path, outcome) = (dir.join("a.parquet"), dir.join("told"));
+    let (path, outcome) = (dir.join("a.parquet"), dir.join("outcome"));
     fs::write(&path, bytes).unwrap();
     let _ = fs::remove_file(&outcome);
     let done = Command::new("sh")
@@ -293,7 +293,7 @@ fn outcome(dir: &Path, bytes: &[u8]) -> String {
         .arg(env::current_exe().unwrap())
         .args(["--exact", "parquet::hostile::reads_a_hostile_file"])
         .env(CHILD, &path)
-        .env("LOWTIDE_TEST_TOLD", &outcome)
+        .env("LOWTIDE_TEST_OUTCOME", &outcome)
         .env("RAYON_NUM_THREADS", "2")
         .output()
         .unwrap();

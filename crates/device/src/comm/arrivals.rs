@@ -132,7 +132,7 @@ mod tests {
     const MOST: usize = 1 << 16;
 
     #[test]
-    fn strangers_fill_no_memory_and_keep_nobody_out() {
+    fn many_long_words_fill_no_memory_and_keep_nobody_out() {
         let listener = Listener::far(([127, 0, 0, 1], 0).into()).unwrap();
         let at = listener.port().unwrap();
         let come = || TcpStream::connect(("127.0.0.1", at)).unwrap();
@@ -140,21 +140,21 @@ mod tests {
         // Each sends its word but for the last byte.
         let mut word = (MOST as u32).to_le_bytes().to_vec();
         word.resize(4 + MOST - 1, 0);
-        let mut strangers = Vec::new();
+        let mut flood = Vec::new();
         let held = |arrivals: &Arrivals<'_>| -> usize {
             arrivals.pending.iter().map(|one| one.have.len()).sum()
         };
         for _ in 0..10 {
-            let mut stranger = come();
-            stranger.set_nonblocking(true).unwrap();
+            let mut sender = come();
+            sender.set_nonblocking(true).unwrap();
             // As much of it as the system takes at once, which is all of it.
-            assert_eq!(stranger.write(&word).unwrap(), word.len());
-            strangers.push(stranger);
+            assert_eq!(sender.write(&word).unwrap(), word.len());
+            flood.push(sender);
         }
         let mut slow = come();
         slow.write_all(&[2, 0, 0, 0, b'h']).unwrap();
         let begin = Instant::now();
-        while strangers.iter().filter(|s| closed(s)).count() < 10 - LONGEST {
+        while flood.iter().filter(|s| closed(s)).count() < 10 - LONGEST {
             assert!(arrivals.next().is_none());
             assert!(held(&arrivals) <= LONGEST * MOST);
             assert!(begin.elapsed() < WORD, "they are kept");

@@ -297,7 +297,7 @@ fn an_end_that_was_said_is_no_failure_and_what_one_was_asked_comes_to_the_first(
 }
 
 #[test]
-fn what_does_not_go_together_is_told_to_all() {
+fn what_does_not_go_together_is_reported_to_all() {
     let judge = |words: &[Vec<u8>]| match words {
         [one] if one == b"I am 1" => Err("rank 1 has another run file".to_owned()),
         other => Err(format!("unexpected: {other:?}")),

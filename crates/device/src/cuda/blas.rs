@@ -87,9 +87,9 @@ pub struct Product {
     /// Columns of `a`, rows of `b`.
     pub inner: usize,
     /// Whether `a` is stored transposed, as (inner, rows).
-    pub a_turned: bool,
+    pub a_transposed: bool,
     /// Whether `b` is stored transposed, as (cols, inner).
-    pub b_turned: bool,
+    pub b_transposed: bool,
     /// Numbers from the end of a stored row of `a` to the start of the next, the last one's too. Rows
     /// that start at multiples of 16 bytes are several times as fast as others.
     pub a_gap: usize,
@@ -143,7 +143,7 @@ pub fn product(
     let expect = |what: &str, bytes: usize, numbers: usize, format: Format| {
         assert_eq!(bytes, numbers * format.size(), "{what} of {p:?}");
     };
-    let (a_rows, a_cols) = if p.a_turned {
+    let (a_rows, a_cols) = if p.a_transposed {
         (p.inner, p.rows)
     } else {
         (p.rows, p.inner)
@@ -217,17 +217,17 @@ impl Operands {
             },
         };
         let (input, output) = (p.input.size(), p.output.size());
-        let a_stride = if p.a_turned { p.rows } else { p.inner } + p.a_gap;
+        let a_stride = if p.a_transposed { p.rows } else { p.inner } + p.a_gap;
         let d_stride = p.cols + p.d_gap;
-        let b_stride = if p.b_turned { p.inner } else { p.cols };
+        let b_stride = if p.b_transposed { p.inner } else { p.cols };
         let key = Key {
             input: p.input,
             output: p.output,
             rows: p.rows,
             cols: p.cols,
             inner: p.inner,
-            a_turned: p.a_turned,
-            b_turned: p.b_turned,
+            a_transposed: p.a_transposed,
+            b_transposed: p.b_transposed,
             gaps: [p.a_gap, p.d_gap],
             add: match c {
                 Plus::Nothing => Add::Nothing,
@@ -717,10 +717,16 @@ struct Described {
 
 impl Described {
     fn new(lib: &'static CublasLt, key: &Key) -> Result<Self, CudaError> {
-        let turned = |t: bool| i32::from(t); // CUBLAS_OP_N, CUBLAS_OP_T
+        let transposed = |t: bool| i32::from(t); // CUBLAS_OP_N, CUBLAS_OP_T
         let desc = Operation::new(lib)?;
-        desc.set(Desc::CUBLASLT_MATMUL_DESC_TRANSA, &turned(key.b_turned))?;
-        desc.set(Desc::CUBLASLT_MATMUL_DESC_TRANSB, &turned(key.a_turned))?;
+        desc.set(
+            Desc::CUBLASLT_MATMUL_DESC_TRANSA,
+            &transposed(key.b_transposed),
+        )?;
+        desc.set(
+            Desc::CUBLASLT_MATMUL_DESC_TRANSB,
+            &transposed(key.a_transposed),
+        )?;
         if key.bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             desc.set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
@@ -728,15 +734,19 @@ impl Described {
             let like = u64::from(key.aligned[4]);
             desc.set(Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &like)?;
         }
-        let matrix = |format: Format, rows: usize, cols: usize, turned: bool, gap: usize| {
-            let (rows, cols) = if turned { (cols, rows) } else { (rows, cols) };
+        let matrix = |format: Format, rows: usize, cols: usize, transposed: bool, gap: usize| {
+            let (rows, cols) = if transposed {
+                (cols, rows)
+            } else {
+                (rows, cols)
+            };
             Layout::new(lib, format.library(), cols, rows, cols + gap)
         };
         let [a_gap, d_gap] = key.gaps;
         Ok(Self {
             desc,
-            a: matrix(key.input, key.rows, key.inner, key.a_turned, a_gap)?,
-            b: matrix(key.input, key.inner, key.cols, key.b_turned, 0)?,
+            a: matrix(key.input, key.rows, key.inner, key.a_transposed, a_gap)?,
+            b: matrix(key.input, key.inner, key.cols, key.b_transposed, 0)?,
             d: matrix(key.output, key.rows, key.cols, false, d_gap)?,
         })
     }

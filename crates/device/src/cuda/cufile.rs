@@ -6,7 +6,7 @@
 //! registers all of the device's arena and the files, and bytes go both ways and are the same. Whatever else happens,
 //! transfers pass the host, and [`NoDirect`] says why.
 //!
-//! The mode is turned off by `cuFileSetParameterBool`, which cuFile has since CUDA 12.9, and is asked for again when
+//! The mode is switched off by `cuFileSetParameterBool`, which cuFile has since CUDA 12.9, and is asked for again when
 //! the driver is open. A configuration file would do the same of older ones, but is named by a variable of the
 //! environment, which a process with threads must not set. Declarations follow NVIDIA's public documentation of cuFile.
 

@@ -7,7 +7,7 @@ use lowtide_trainer::inside::{shape_of, stops_of};
 use lowtide_workload::{Batch, Dtype, Lsp, Projector};
 use std::sync::OnceLock;
 
-use super::{BATCH, chat_tokenizer, options, told};
+use super::{BATCH, chat_tokenizer, message, options};
 use crate::scratch;
 
 /// A batch as large as one may be.
@@ -25,7 +25,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
     let text = format!("model: {{path: {}}}\ntrain: {{seq: 64}}", dir.display());
     let run = Run::parse(&text, "fuzz.yaml", &dir, &[]).expect("a run of a model");
     let stops = stops_of(&run, chat_tokenizer());
-    let shape = shape_of(&run).map_err(told)?;
+    let shape = shape_of(&run).map_err(message)?;
     // What is exported must say the same.
     let again = config_json(&shape, Dtype::Bf16);
     let again = parse_config_for(&again, &shape.name, 64).expect("what is written can be read");
@@ -36,7 +36,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
         .iter()
         .map(|t| t.shape.iter().map(|&n| u128::from(n)).product::<u128>())
         .sum();
-    let decoder = Decoder::new(&shape, &options(BATCH)).map_err(told)?;
+    let decoder = Decoder::new(&shape, &options(BATCH)).map_err(message)?;
     assert_eq!(u128::from(decoder.workload().parameters()), elements);
     if let Ok(large) = describe(&shape, &options(LARGE)) {
         // Each of the M micro-batches has every tensor.
@@ -54,7 +54,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
         ..options(BATCH)
     };
     // Where nothing can be projected, that is an error.
-    let subspaces = Decoder::new(&shape, &subspaces).map_err(told);
+    let subspaces = Decoder::new(&shape, &subspaces).map_err(message);
     if let Ok(decoder) = &subspaces {
         assert_eq!(u128::from(decoder.workload().parameters()), elements);
     }
@@ -76,7 +76,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
             Err(e) => assert!(!e.to_string().is_empty()),
         }
     }
-    stops.map(drop).map_err(told)
+    stops.map(drop).map_err(message)
 }
 
 fn machine() -> &'static Machine {

@@ -7,7 +7,7 @@ use lowtide_data::{
     TooLong, prompts,
 };
 
-use super::{chat_tokenizer, told};
+use super::{chat_tokenizer, message};
 use crate::scratch;
 
 pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
@@ -43,7 +43,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
             Ok(data) => data,
             // All of it is good only where nothing has to be left out.
             Err(e) if on_error == OnError::Stop => {
-                read = Err(told(e));
+                read = Err(message(e));
                 continue;
             }
             Err(_) => continue,

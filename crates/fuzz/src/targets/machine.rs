@@ -10,13 +10,13 @@ use lowtide_units::Bytes;
 use lowtide_workload::{Batch, Workload};
 use serde_json::json;
 
-use super::{options, told};
+use super::{message, options};
 use crate::scratch;
 
 pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
     let path = scratch::folder("machine").join("machine.json");
     scratch::write(&path, bytes);
-    let machine = load_machine(&path).map_err(told)?;
+    let machine = load_machine(&path).map_err(message)?;
     let with_disk = crc32c::crc32c(bytes).is_multiple_of(2);
     let request = Request {
         workload: small(),

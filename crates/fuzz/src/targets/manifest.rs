@@ -3,7 +3,7 @@
 use lowtide_trainer::inside::checkpoint::{differences, look, read_run, run_path, verify};
 use serde_json::{Value, json};
 
-use super::told;
+use super::message;
 use crate::scratch;
 
 /// The key of the checksum over all others.
@@ -12,14 +12,14 @@ const CHECKSUM: &str = "checksum";
 pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
     let dir = scratch::folder("step-00000012");
     scratch::write(&run_path(&dir), bytes);
-    let as_is = read_run(&dir).map(drop).map_err(told);
+    let as_is = read_run(&dir).map(drop).map_err(message);
     // Nearly every change is found by the checksum. So it is put right too, as a program that writes
     // nonsense would.
     let Some(sealed) = sealed(bytes) else {
         return as_is;
     };
     scratch::write(&run_path(&dir), &sealed);
-    let state = read_run(&dir).map_err(told)?;
+    let state = read_run(&dir).map_err(message)?;
     let _ = differences(&state.numerics, &json!({"seed": 1, "train": {"seq": 64}}));
     // A state file with the arrays that it names, of no bytes each, and one that is not there.
     assert!(look(&dir).is_err_and(|e| !e.to_string().is_empty()));
@@ -27,8 +27,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
         &dir.join("state.safetensors"),
         &arrays(state.checksums.keys()),
     );
-    let _ = look(&dir).map_err(told);
-    let _ = verify(&dir).map_err(told);
+    let _ = look(&dir).map_err(message);
+    let _ = verify(&dir).map_err(message);
     Ok(())
 }
 

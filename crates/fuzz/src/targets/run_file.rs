@@ -4,13 +4,13 @@ use std::path::Path;
 
 use lowtide_config::Run;
 
-use super::told;
+use super::message;
 
 pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
-    let text = std::str::from_utf8(bytes).map_err(told)?;
+    let text = std::str::from_utf8(bytes).map_err(message)?;
     let run = Run::parse(text, "fuzz.yaml", Path::new("/fuzz"), &[]).map_err(|e| {
         let _ = (e.key(), e.place());
-        told(e)
+        message(e)
     })?;
     // What other crates make of it without reading what it names.
     let _ = run.training_ready();

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use lowtide_tiers::{Backend, Block, Disk, DiskConfig, DriveConfig, Extent, Fill, Kind, Open};
 use lowtide_units::Bytes;
 
-use super::told;
+use super::message;
 use crate::scratch;
 
 /// Bytes of the disk's data, in one drive.
@@ -108,9 +108,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
     for look in &looks {
         assert!(!look.as_ref().is_err_and(|e| e.to_string().is_empty()));
     }
-    let disk = Disk::open(&config(&dir, Open::Existing), None).map_err(told)?;
+    let disk = Disk::open(&config(&dir, Open::Existing), None).map_err(message)?;
     let proven = disk.set_versions(versions()).and_then(|()| disk.prove());
-    proven.map(drop).map_err(told)
+    proven.map(drop).map_err(message)
 }
 
 fn config(dir: &Path, open: Open) -> DiskConfig {

@@ -9,17 +9,17 @@ use lowtide_data::{
     ChatTemplate, Fields, Format, LossOn, Tokenizer, end_of_turn, generation_prompt,
 };
 
-use super::{CHATS, small_tokenizer, told};
+use super::{CHATS, message, small_tokenizer};
 
 thread_local! {
     static TOKENIZER: RefCell<Option<Tokenizer>> = const { RefCell::new(None) };
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
-    let source = std::str::from_utf8(bytes).map_err(told)?;
+    let source = std::str::from_utf8(bytes).map_err(message)?;
     // Looked at first by itself: opening a tokenizer takes long, and a refusal would lose it.
     let sources = [("default".to_owned(), source.to_owned())];
-    ChatTemplate::new(&sources, Vec::new(), 0, Path::new("fuzz")).map_err(told)?;
+    ChatTemplate::new(&sources, Vec::new(), 0, Path::new("fuzz")).map_err(message)?;
     let tokenizer = TOKENIZER.take().unwrap_or_else(small_tokenizer);
     let tokenizer = tokenizer
         .with_chat_template(source)

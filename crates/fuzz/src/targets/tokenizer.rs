@@ -2,7 +2,7 @@
 
 use lowtide_data::Tokenizer;
 
-use super::{TOKENIZER, template, told};
+use super::{TOKENIZER, message, template};
 use crate::scratch;
 
 pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
@@ -11,6 +11,6 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
     scratch::write(&dir.join("tokenizer_config.json"), bytes);
     // The same bytes as the file that has the special tokens the former lacks.
     scratch::write(&dir.join("special_tokens_map.json"), bytes);
-    template::use_of(&Tokenizer::open(&dir).map_err(told)?);
+    template::use_of(&Tokenizer::open(&dir).map_err(message)?);
     Ok(())
 }

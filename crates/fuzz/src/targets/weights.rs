@@ -7,7 +7,7 @@ use lowtide_model::{Checkpoint, SafetensorsHeader, parse_config};
 use lowtide_workload::{ModelShape, ParamId};
 use serde_json::json;
 
-use super::told;
+use super::message;
 use crate::scratch;
 
 pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
@@ -31,7 +31,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<(), String> {
         }
         Err(e) => assert!(!e.to_string().is_empty()),
     }
-    header.map(drop).map_err(told)
+    header.map(drop).map_err(message)
 }
 
 /// A file without a tensor.

@@ -129,8 +129,8 @@ impl Shapes {
         g.between([self.rows, self.heads, self.queries, self.keys], number)
     }
 
-    /// Scores as bf16 with keys as rows: `x` turned.
-    fn turned(&self, g: &mut Graph, x: Id) -> Id {
+    /// Scores as bf16 with keys as rows: `x` transposed.
+    fn scores_by_key(&self, g: &mut Graph, x: Id) -> Id {
         let (h, q, k) = (self.heads, self.queries, self.keys);
         let strides = [h * q * k, q * k, 1, k];
         let y = g.between_strided([self.rows, h, k, q], strides, Number::Bf16);
@@ -259,8 +259,8 @@ impl Backward {
             s = g.causal(s, f32::NEG_INFINITY);
         }
         let p = n.scores_f32(g, Op::Exp, s, None);
-        let p_turned = n.turned(g, p);
-        n.product_by_key_head(g, p_turned, d_out, dv);
+        let p_transposed = n.scores_by_key(g, p);
+        n.product_by_key_head(g, p_transposed, d_out, dv);
 
         // The gradient of the scores, and from it dk and dq.
         let dp = n.scores(g, Number::F32);
@@ -268,8 +268,8 @@ impl Backward {
         let dp = n.scores_f32(g, Op::Sub, dp, Some(delta));
         let dp = n.scores_f32(g, Op::Mul, dp, Some(p));
         let ds = n.scores_f32(g, Op::Mul, dp, Some(scale));
-        let ds_turned = n.turned(g, ds);
-        n.product_by_key_head(g, ds_turned, q, dk);
+        let ds_transposed = n.scores_by_key(g, ds);
+        n.product_by_key_head(g, ds_transposed, q, dk);
         let keys = g.between_strided(
             [n.rows, n.kv_heads, n.keys, n.dim],
             [n.row(n.keys, n.width), n.dim, n.width, 1],

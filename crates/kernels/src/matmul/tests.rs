@@ -408,11 +408,11 @@ fn operands_in_the_wrong_order_are_found() {
             let wrong = y.iter().zip(&right).filter(|pair| off(*pair)).count();
             // w·xᵀ is the transpose of x·wᵀ: only its diagonal is right.
             assert!(wrong > n * n / 2, "{wrong} of {} on {on}", n * n);
-            let turned: Vec<f64> = (0..n * n).map(|i| right[i % n * n + i / n]).collect();
+            let transposed: Vec<f64> = (0..n * n).map(|i| right[i % n * n + i / n]).collect();
             close(
                 "the transpose",
                 &Tensor::of(&y, dtype),
-                &turned,
+                &transposed,
                 slack_on(on, n, dtype),
             );
         }

@@ -189,7 +189,7 @@ fn a_part_of_a_head_is_rotated() {
                 .map(|(_, x)| x)
                 .collect()
         };
-        let turned = |table: &Table, heads: Heads, x: &Tensor| {
+        let rotated = |table: &Table, heads: Heads, x: &Tensor| {
             everywhere(|q| {
                 let mut y = Tensor::nan(rows * heads.width(), dtype);
                 let (mut x, mut positions) = (x.clone(), Numbers::of(&positions));
@@ -212,9 +212,9 @@ fn a_part_of_a_head_is_rotated() {
             })
         };
         let table = Table::partial(&inv_freq, FACTOR, half, most + 1);
-        let all = turned(&table, whole, &x);
+        let all = rotated(&table, whole, &x);
         let table = Table::new(&inv_freq, FACTOR, most + 1);
-        let alone = turned(&table, part, &Tensor::of(&picked, dtype));
+        let alone = rotated(&table, part, &Tensor::of(&picked, dtype));
         for ((device, y), (_, alone)) in all.iter().zip(&alone) {
             let (y, alone) = (y.values(), alone.values());
             let mut alone = alone.into_iter();

@@ -383,8 +383,8 @@ fn neither_threads_nor_pieces_show_in_the_bits() {
         if !types.optimizer.is_shaped() {
             same("segments", types, &run(2, &lengths, true), &want);
         }
-        let turned: Vec<_> = lengths.into_iter().rev().collect();
-        let (other, alone) = (run(2, &turned, false), run(2, &lengths[2..3], false));
+        let reversed: Vec<_> = lengths.into_iter().rev().collect();
+        let (other, alone) = (run(2, &reversed, false), run(2, &lengths[2..3], false));
         for (param, _) in lengths {
             assert!(
                 other.of_param(param) == want.of_param(param),

@@ -10,47 +10,47 @@ use crate::ModelError;
 /// sums of an f32 are zero, infinite or all the same.
 pub(crate) struct Sane {
     pub range: RangeInclusive<f64>,
-    pub told: &'static str,
+    pub expected: &'static str,
 }
 
 /// Added to a mean square before its root: 1e-5 or 1e-6 in models.
 pub(crate) const EPS: Sane = Sane {
     range: 1e-20..=1.0,
-    told: "a number from 1e-20 to 1",
+    expected: "a number from 1e-20 to 1",
 };
 /// 1e4 to 1e7 in models.
 pub(crate) const THETA: Sane = Sane {
     range: 1.0..=1e15,
-    told: "a number from 1 to 1e15",
+    expected: "a number from 1 to 1e15",
 };
 /// By how much positions are stretched: 2 to 40 in models.
 pub(crate) const FACTOR: Sane = Sane {
     range: 1.0..=1e6,
-    told: "a number from 1 to 1e6",
+    expected: "a number from 1 to 1e6",
 };
 /// 1 and 4 in models.
 pub(crate) const FREQ_FACTOR: Sane = Sane {
     range: 1e-3..=1e6,
-    told: "a number from 1e-3 to 1e6",
+    expected: "a number from 1e-3 to 1e6",
 };
 /// By what rotated queries and keys are multiplied: 1 to 1.4 in models.
 pub(crate) const ATTENTION_FACTOR: Sane = Sane {
     range: 1e-3..=1e3,
-    told: "a number from 1e-3 to 1e3",
+    expected: "a number from 1e-3 to 1e3",
 };
 /// What something is multiplied or divided by, and caps: 0.01 to 100 in models.
 pub(crate) const MULTIPLIER: Sane = Sane {
     range: 1e-6..=1e6,
-    told: "a number from 1e-6 to 1e6",
+    expected: "a number from 1e-6 to 1e6",
 };
 /// How much of a head is rotated: 0.25 to 1 in models.
 pub(crate) const PART: Sane = Sane {
     range: 1e-6..=1.0,
-    told: "a number above 0, at most 1",
+    expected: "a number above 0, at most 1",
 };
 pub(crate) const LENGTH: Sane = Sane {
     range: 1.0..=4_294_967_295.0,
-    told: "a whole number from 1 to 4294967295",
+    expected: "a whole number from 1 to 4294967295",
 };
 
 /// A value that makes no sense.
@@ -132,7 +132,7 @@ impl<'a> Config<'a> {
         let value = self.required(key)?;
         match value.as_f64().filter(|n| sane.range.contains(n)) {
             Some(n) => Ok(n),
-            None => Err(bad(key, value, sane.told)),
+            None => Err(bad(key, value, sane.expected)),
         }
     }
 
@@ -151,7 +151,7 @@ impl<'a> Config<'a> {
         if n.fract() == 0.0 {
             return Ok(n);
         }
-        Err(bad(key, self.required(key)?, LENGTH.told))
+        Err(bad(key, self.required(key)?, LENGTH.expected))
     }
 
     pub fn number_or(&self, key: &str, sane: &Sane, default: f64) -> Result<f64, ModelError> {

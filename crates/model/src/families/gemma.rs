@@ -21,10 +21,10 @@ impl Architecture for Gemma {
         let act = Act {
             key: "hidden_act",
             names: &["gelu_pytorch_tanh", "gelu_new"],
-            told: "gelu_pytorch_tanh",
+            expected: "gelu_pytorch_tanh",
         };
         // Which of the two keys counts depends on the version of transformers.
-        c.one_of("hidden_activation", act.names, act.told)?;
+        c.one_of("hidden_activation", act.names, act.expected)?;
         let absent = Absent {
             kv_heads: Some(16),
             head_dim: Some(256),

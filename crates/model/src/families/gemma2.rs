@@ -16,7 +16,7 @@ pub(super) struct Gemma2;
 /// Of which scores are divided by the root: a whole number in transformers.
 const SCALAR: Sane = Sane {
     range: 1.0..=1e9,
-    told: "a whole number from 1 to 1e9",
+    expected: "a whole number from 1 to 1e9",
 };
 
 /// Norms before and behind attention and MLP.
@@ -53,7 +53,7 @@ impl Architecture for Gemma2 {
             act: Act {
                 key: "hidden_activation",
                 names: &["gelu_pytorch_tanh", "gelu_new"],
-                told: "gelu_pytorch_tanh",
+                expected: "gelu_pytorch_tanh",
             },
             longrope: &[],
             partial: None,
@@ -165,7 +165,7 @@ pub(super) fn read_scalar(c: &Config<'_>) -> Result<f64, ModelError> {
     let scalar = c.number_or(key, &SCALAR, 256.0)?;
     match scalar.fract() == 0.0 {
         true => Ok(scalar),
-        false => Err(unsupported(key, &scalar.into(), SCALAR.told)),
+        false => Err(unsupported(key, &scalar.into(), SCALAR.expected)),
     }
 }
 

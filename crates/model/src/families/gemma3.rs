@@ -40,7 +40,7 @@ impl Architecture for Gemma3 {
             act: Act {
                 key: "hidden_activation",
                 names: &["gelu_pytorch_tanh", "gelu_new"],
-                told: "gelu_pytorch_tanh",
+                expected: "gelu_pytorch_tanh",
             },
             longrope: &[],
             partial: None,

@@ -15,13 +15,13 @@ use crate::params::{HeadRows, List, Pairs, Part, Role};
 pub(super) struct Act {
     pub key: &'static str,
     pub names: &'static [&'static str],
-    pub told: &'static str,
+    pub expected: &'static str,
 }
 
 pub(super) const SILU: Act = Act {
     key: "hidden_act",
     names: &["silu", "swish"],
-    told: "silu",
+    expected: "silu",
 };
 
 /// What a family takes where a key is absent.
@@ -90,7 +90,7 @@ pub(super) fn parse(
     name: &str,
     absent: &Absent,
 ) -> Result<ModelShape, ModelError> {
-    c.one_of(absent.act.key, absent.act.names, absent.act.told)?;
+    c.one_of(absent.act.key, absent.act.names, absent.act.expected)?;
     let (hidden, heads) = (c.size("hidden_size")?, c.size("num_attention_heads")?);
     let head_dim = match (c.size_or_null("head_dim")?, absent.head_dim) {
         (Some(d), _) | (None, Some(d)) => d,

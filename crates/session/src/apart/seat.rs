@@ -226,7 +226,7 @@ fn answer(
                 None => Err(wrong("a call before a session is open")),
             },
         };
-        let told = match &done {
+        let answered = match &done {
             Ok(body) => put(line, &Ok::<(), Fault>(()), body),
             Err(e) => {
                 let fault = match e {
@@ -237,7 +237,7 @@ fn answer(
             }
         };
         done?;
-        told.map_err(|_| gone())?;
+        answered.map_err(|_| gone())?;
         if last {
             return Ok(());
         }

@@ -264,7 +264,7 @@ impl Part {
         };
         let inputs = self.planes.iter().map(micro).collect::<Option<Vec<_>>>()?;
         let update = self.update.as_ref().map(Update::hyper);
-        Some(StepData::told(
+        Some(StepData::received(
             inputs,
             f32::from_bits(self.loss_scale),
             update,

@@ -68,10 +68,10 @@ impl Dirs {
     /// The commit from which a later process resumes.
     fn proven(&self) -> Result<u64, TierError> {
         let disk = self.open(Open::Existing)?;
-        let told = disk.prove()?;
-        let i = told.sequence;
-        assert_eq!(told.record, i.to_le_bytes());
-        assert_eq!(u64::from(told.version), i % 2);
+        let found = disk.prove()?;
+        let i = found.sequence;
+        assert_eq!(found.record, i.to_le_bytes());
+        assert_eq!(u64::from(found.version), i % 2);
         for (e, bytes) in versions()[(i % 2) as usize].iter().zip(images(i)) {
             assert!(
                 crate::read(&disk, e.offset, e.bytes).unwrap() == bytes,
@@ -215,9 +215,9 @@ fn a_damaged_file_gives_a_whole_version_or_a_refusal() {
                 assert!(path == dirs.state(0) || path == dirs.state(1));
                 assert!(!what.is_empty());
                 // The journal itself never says that nothing was committed.
-                let told = kept(&dirs.dir(0));
+                let found = kept(&dirs.dir(0));
                 assert!(
-                    told.map_or(true, |k| !k.unwrap().commits.is_empty()),
+                    found.map_or(true, |k| !k.unwrap().commits.is_empty()),
                     "round {round}"
                 );
             }

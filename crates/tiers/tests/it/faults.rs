@@ -100,7 +100,7 @@ fn a_place_that_interrupts_for_ever_is_an_error() {
 }
 
 #[test]
-fn no_space_is_told_at_the_start_or_where_it_happens() {
+fn no_space_is_reported_at_the_start_or_where_it_happens() {
     let free = Some(Bytes(TOTAL - 1));
     let faults = Faults {
         free,

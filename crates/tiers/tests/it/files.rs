@@ -150,7 +150,7 @@ fn space_that_is_not_there_is_refused_at_the_start() {
     let now = process::disk_free(dirs.0[0].path()).unwrap();
     assert!(
         free.0.abs_diff(now.0) < now.0 / 2 + (1 << 30),
-        "{free} told, {now} there"
+        "{free} reported, {now} there"
     );
     assert!(
         !dirs.state(0).exists() && !dirs.state(1).exists(),

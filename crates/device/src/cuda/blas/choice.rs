@@ -31,8 +31,8 @@ pub(super) struct Key {
     pub rows: usize,
     pub cols: usize,
     pub inner: usize,
-    pub a_turned: bool,
-    pub b_turned: bool,
+    pub a_transposed: bool,
+    pub b_transposed: bool,
     /// Numbers between stored rows of a, and of c and d.
     pub gaps: [usize; 2],
     pub add: Add,
@@ -79,7 +79,7 @@ impl Add {
 /// gaps between rows of a, or of c and d.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let turned = |t: bool| if t { 't' } else { 'n' };
+        let transposed = |t: bool| if t { 't' } else { 'n' };
         let [a, b, c, d, bias] = self.aligned;
         write!(
             f,
@@ -89,8 +89,8 @@ impl fmt::Display for Key {
             self.rows,
             self.cols,
             self.inner,
-            turned(self.a_turned),
-            turned(self.b_turned),
+            transposed(self.a_transposed),
+            transposed(self.b_transposed),
             self.add.name(),
             if self.bias { "bias" } else { "-" },
             self.scratch,
@@ -110,7 +110,7 @@ impl FromStr for Key {
         let [
             types,
             sizes,
-            turned,
+            transposed,
             add,
             bias,
             aligned,
@@ -130,7 +130,7 @@ impl FromStr for Key {
         let [rows, cols, inner] = sizes[..] else {
             return Err(());
         };
-        let (a_turned, b_turned) = match turned {
+        let (a_transposed, b_transposed) = match transposed {
             "nn" => (false, false),
             "nt" => (false, true),
             "tn" => (true, false),
@@ -143,8 +143,8 @@ impl FromStr for Key {
             rows,
             cols,
             inner,
-            a_turned,
-            b_turned,
+            a_transposed,
+            b_transposed,
             gaps,
             add: Add::of(add).ok_or(())?,
             bias: bias == "bias",
@@ -239,8 +239,8 @@ mod tests {
                         rows: 4096,
                         cols: 151_936,
                         inner: 7,
-                        a_turned: bits & 1 != 0,
-                        b_turned: bits & 2 != 0,
+                        a_transposed: bits & 1 != 0,
+                        b_transposed: bits & 2 != 0,
                         gaps: [0, if bits & 3 == 3 { 5 } else { 0 }],
                         bias: bits & 4 != 0,
                         add,
