@@ -15,6 +15,8 @@ use crate::words::{
     SpikeAction, Tier, TrainOn,
 };
 
+mod single;
+
 /// At most one key of each exclusive group was given.
 pub(crate) fn exclusive(low: &Low) -> Result<(), ConfigError> {
     for group in EXCLUSIVE {
@@ -43,6 +45,7 @@ pub(crate) fn together(low: &Low, run: &Run) -> Result<(), ConfigError> {
     ranks(low, run)?;
     tree(low, run)?;
     best(low, run)?;
+    single::check(low, run)?;
     durable(low, run)
 }
 
@@ -172,21 +175,6 @@ fn optimizer(low: &Low, run: &Run) -> Result<(), ConfigError> {
             stored.join(" or ")
         );
         return conflict(low, "optimizer.moments", "optimizer.name", &why);
-    }
-    // In f32, which updates compute in, less is nothing.
-    let least = f64::from(f32::MIN_POSITIVE);
-    let small = |key: &str| optimizer.setting(key).is_some_and(|x| x.abs() < least);
-    if small("eps") {
-        let needed = "a number from 1.2e-38, the least that f32 has in full";
-        return needs(low, "optimizer.eps", needed);
-    }
-    if small("clip_threshold") {
-        let needed = "a number from 1.2e-38, the least that f32 has in full";
-        return needs(low, "optimizer.clip_threshold", needed);
-    }
-    if small("decay_rate") {
-        let needed = "a number to -1.2e-38, the least that f32 has in full";
-        return needs(low, "optimizer.decay_rate", needed);
     }
     Ok(())
 }

@@ -516,3 +516,66 @@ fn rules_between_keys() {
     );
     run("data: {train: a, eval: b, eval_split: 0}", &[]);
 }
+
+#[test]
+fn numbers_that_f32_does_not_hold_are_refused() {
+    for (yaml, want) in [
+        (
+            "optimizer: {beta2: 0.99999999}",
+            "run.yaml:2:20: 'optimizer.beta2' needs a number up to 0.99999994, the greatest below 1 that f32 has",
+        ),
+        (
+            "optimizer: {name: lion, beta1: 0.9999999999}",
+            "run.yaml:2:32: 'optimizer.beta1' needs a number up to 0.99999994, the greatest below 1 that f32 has",
+        ),
+        (
+            "optimizer: {beta1: 1e-60}",
+            "run.yaml:2:20: 'optimizer.beta1' needs a number from 1.2e-38, the least that f32 has in full",
+        ),
+        (
+            "optimizer: {weight_decay: 1e-46}",
+            "run.yaml:2:27: 'optimizer.weight_decay' needs a number from 1.2e-38, the least that f32 has in full",
+        ),
+        (
+            "optimizer: {name: adafactor, decay_rate: -1e-40}",
+            "run.yaml:2:42: 'optimizer.decay_rate' needs a number to -1.2e-38, the least that f32 has in full",
+        ),
+        (
+            "optimizer: {name: adafactor, clip_threshold: 1e-40}",
+            "run.yaml:2:46: 'optimizer.clip_threshold' needs a number from 1.2e-38, the least that f32 has in full",
+        ),
+        (
+            "optimizer: {groups: [{match: a, weight_decay: 0.1}, {match: b, learning_rate: 1e-39}]}",
+            "run.yaml:2:21: 'optimizer.groups' needs as 'learning_rate' of its entry 2 a number from 1.2e-38, the least that f32 has in full",
+        ),
+        (
+            "train: {learning_rate: 1e-300}",
+            "run.yaml:2:24: 'train.learning_rate' needs a number from 1.2e-38, the least that f32 has in full",
+        ),
+        (
+            "train: {clip: {norm: 1e-46}}",
+            "run.yaml:2:22: 'train.clip.norm' needs a number from 1.2e-38, the least that f32 has in full",
+        ),
+        (
+            "train: {clip: {norm: 1e39}}",
+            "run.yaml:2:22: 'train.clip.norm' needs a number up to 3.4e38, the greatest that f32 has",
+        ),
+        (
+            "train: {label_smoothing: 1e-50}",
+            "run.yaml:2:26: 'train.label_smoothing' needs a number from 1.2e-38, the least that f32 has in full",
+        ),
+        (
+            "train: {neftune_alpha: 1e-50}",
+            "run.yaml:2:24: 'train.neftune_alpha' needs a number from 1.2e-38, the least that f32 has in full",
+        ),
+    ] {
+        refused(yaml, want);
+    }
+    // The greatest below 1 that it has, and nothing at all, are numbers like others.
+    parse(
+        "model: {shape: qwen2.5-0.5b}\noptimizer: {beta1: 0, beta2: 0.99999994, weight_decay: 0}\n\
+         train: {learning_rate: 0, label_smoothing: 0}",
+        &[],
+    )
+    .unwrap();
+}
