@@ -219,6 +219,15 @@ struct Import {
     given: BTreeMap<&'static str, String>,
     dropped: Vec<(String, String)>,
     sets: Vec<(String, String)>,
+    /// What the records of the first data set are.
+    layout: Layout,
+}
+
+/// What the records of a data set are: their format, if it is said, and the names of their fields.
+#[derive(Clone, Default)]
+struct Layout {
+    format: Option<&'static str>,
+    fields: BTreeMap<&'static str, String>,
 }
 
 /// Reads a run file of Axolotl. `file` names it in errors.
@@ -244,9 +253,10 @@ pub fn import_axolotl(text: &str, file: &str) -> Result<Imported, ConfigError> {
         });
     }
     let mut import = Import::default();
-    for entry in entries {
+    for entry in import.last_of_each("", entries) {
         import.entry(entry);
     }
+    import.one_of_each();
     import.checked();
     Ok(import.done(file))
 }
@@ -269,8 +279,67 @@ impl Import {
         self.dropped.push((value, why.to_owned()));
     }
 
+    /// Takes over a value. Of two keys that are one here the first holds.
     fn give(&mut self, key: &'static str, value: String) {
-        self.given.insert(key, value);
+        match self.given.get(key) {
+            Some(first) if *first != value => {
+                let why = format!("another key has already given {key}: {first}");
+                self.dropped.push((format!("{key}: {value}"), why));
+            }
+            _ => {
+                self.given.insert(key, value);
+            }
+        }
+    }
+
+    /// The pairs of a mapping without those that are given again below: of a key given twice the last holds, as
+    /// Axolotl's reader has it.
+    fn last_of_each<'a>(&mut self, section: &str, entries: &'a [Entry]) -> Vec<&'a Entry> {
+        let mut all = Vec::new();
+        for (i, entry) in entries.iter().enumerate() {
+            match entries[i + 1..].iter().rfind(|e| e.key == entry.key) {
+                Some(last) => {
+                    let why = format!("given again at {}, which holds", last.at);
+                    self.drop(&format!("{section}{}", entry.key), &entry.value, &why);
+                }
+                None => all.push(entry),
+            }
+        }
+        all
+    }
+
+    /// Of keys that exclude each other takes over what holds in Axolotl.
+    fn one_of_each(&mut self) {
+        for (holds, key, theirs, why) in [
+            (
+                "train.steps",
+                "train.epochs",
+                "num_epochs",
+                "max_steps is given, which holds",
+            ),
+            (
+                "train.warmup_steps",
+                "train.warmup_ratio",
+                "warmup_ratio",
+                "warmup_steps is given; give one of them",
+            ),
+            (
+                "data.eval",
+                "data.eval_split",
+                "val_set_size",
+                "test_datasets are given, which are evaluated",
+            ),
+        ] {
+            if self.given.contains_key(holds)
+                && let Some(value) = self.given.remove(key)
+            {
+                let off = key == "data.eval_split" && value.parse() == Ok(0.0);
+                if !off {
+                    self.dropped
+                        .push((format!("{theirs}: {value}"), why.to_owned()));
+                }
+            }
+        }
     }
 
     fn entry(&mut self, entry: &Entry) {
@@ -280,6 +349,10 @@ impl Import {
             "datasets" => return self.data("data.train", name, node),
             "test_datasets" => return self.data("data.eval", name, node),
             "optimizer" if self.small_moments(node) => return,
+            // No norm is the largest one.
+            "max_grad_norm" if is_zero(node) => {
+                return self.give("train.clip.mode", "none".to_owned());
+            }
             "chat_template" if node.tree == Tree::Scalar("tokenizer_default".to_owned()) => return,
             _ => {}
         }
@@ -297,6 +370,7 @@ impl Import {
                 _ => self.drop(name, node, "only a number of steps is taken over"),
             },
             (Way::Words(key, words), Some(text)) => {
+                let text = truth(text).unwrap_or(text);
                 match words.iter().find(|(theirs, _)| *theirs == text) {
                     Some((_, ours)) => self.give(key, (*ours).to_owned()),
                     None => self.drop(name, node, "there is no such choice here"),
@@ -304,7 +378,7 @@ impl Import {
             }
             (Way::Needless(why), _) => self.drop(name, node, why),
             // What is switched off is not missed.
-            (Way::Other(_), Some("false")) => {}
+            (Way::Other(_), Some(text)) if truth(text) == Some("false") => {}
             (Way::Other(why), _) => self.drop(name, node, why),
             (_, None) => self.drop(
                 name,
@@ -316,7 +390,7 @@ impl Import {
 
     /// Leaves out a key that the table has not, which stands at `whole`, with what is known of it.
     fn unknown(&mut self, whole: &str, name: &str, node: &Node) {
-        let off = matches!(&node.tree, Tree::Scalar(text) if text == "false");
+        let off = matches!(&node.tree, Tree::Scalar(text) if truth(text) == Some("false"));
         match elsewhere(name) {
             // What is switched off is not missed.
             Some(Elsewhere::None(_)) if off => {}
@@ -356,8 +430,6 @@ impl Import {
             return self.drop(name, node, "a list of data sets is expected");
         };
         let mut files = Vec::new();
-        // What the records of all data are; evaluation data may say it first.
-        let mut first = self.given.get("data.format").cloned();
         for (i, item) in items.iter().enumerate() {
             let Tree::Map(entries) = &item.tree else {
                 self.drop(
@@ -367,6 +439,7 @@ impl Import {
                 );
                 continue;
             };
+            let entries = self.last_of_each(&format!("{name}[{i}]."), entries);
             let text = |key: &str| {
                 let entry = entries.iter().find(|e| e.key == key)?;
                 match &entry.value.tree {
@@ -385,20 +458,20 @@ impl Import {
             let own = text("data_files")
                 .or_else(|| text("path"))
                 .unwrap_or_default();
-            let format = text("type").and_then(|kind| format_of(kind.first()?));
-            if let (Some(first), Some(format)) = (&first, format)
-                && first != format
-            {
+            let layout = Layout::of(&entries);
+            if let Some(differs) = self.layout.differs(&layout) {
                 let why = format!(
-                    "its records are {format}, those of the first data set {first}, and all records of a run have one \
-                     layout: write them as the first are, and add the file to {key}"
+                    "{differs}, and all records of a run have one layout: write them as the first are, and add the \
+                     file to {key}"
                 );
                 let what = format!("{name}[{i}] ({})", shortened(&own.join(", ")));
                 self.sets.push((what.clone(), why.clone()));
                 self.dropped.push((what, why));
                 continue;
             }
-            first = first.or(format.map(str::to_owned));
+            if self.layout.format.is_none() {
+                self.layout = layout;
+            }
             files.extend(own);
             for entry in entries {
                 self.of_data(&format!("{name}[{i}].{}", entry.key), entry);
@@ -417,6 +490,9 @@ impl Import {
     /// One key of a data set.
     fn of_data(&mut self, whole: &str, entry: &Entry) {
         let Tree::Scalar(text) = &entry.value.tree else {
+            if entry.value.tree == Tree::Null {
+                return;
+            }
             if !["data_files", "path"].contains(&entry.key.as_str()) {
                 self.unknown(whole, &entry.key, &entry.value);
             }
@@ -429,11 +505,10 @@ impl Import {
                 return self.give("data.format", format.to_owned());
             }
             ("split", "train") => return,
-            ("field_messages", _) => "data.fields.messages",
-            ("field" | "text_column", _) => "data.fields.text",
-            _ => {
-                return self.unknown(whole, &entry.key, &entry.value);
-            }
+            (key, _) => match field_of(key) {
+                Some((field, _)) => field,
+                None => return self.unknown(whole, key, &entry.value),
+            },
         };
         self.give(field, quoted(text));
     }
@@ -510,6 +585,76 @@ impl Import {
     }
 }
 
+impl Layout {
+    /// Of a data set with these keys.
+    fn of(entries: &[&Entry]) -> Self {
+        let mut layout = Self::default();
+        for entry in entries {
+            let Tree::Scalar(text) = &entry.value.tree else {
+                continue;
+            };
+            match (entry.key.as_str(), field_of(&entry.key)) {
+                ("type", _) => layout.format = format_of(text),
+                // A name that holds anyway is as good as none.
+                (_, Some((field, usual))) if usual != text => {
+                    layout.fields.insert(field, text.clone());
+                }
+                _ => {}
+            }
+        }
+        layout
+    }
+
+    /// In what another data set is not laid out like this one; a set whose format is not known is taken to be alike
+    /// in that.
+    fn differs(&self, other: &Self) -> Option<String> {
+        let (first, format) = (self.format?, other.format.or(self.format)?);
+        if first != format {
+            return Some(format!(
+                "its records are {format}, those of the first data set {first}"
+            ));
+        }
+        // What a format does not read makes no difference.
+        let read = match first {
+            "chat" => "data.fields.messages",
+            "text" => "data.fields.text",
+            _ => return None,
+        };
+        let name = |layout: &Self| {
+            let given = layout.fields.get(read).cloned();
+            given.unwrap_or_else(|| read.rsplit('.').next().unwrap_or(read).to_owned())
+        };
+        let (ours, theirs) = (name(self), name(other));
+        (ours != theirs).then(|| {
+            let (ours, theirs) = (shortened(&ours), shortened(&theirs));
+            format!("its records have '{theirs}' where those of the first data set have '{ours}'")
+        })
+    }
+}
+
+/// The key here of a key that names a field of a data set's records, and its usual name.
+fn field_of(key: &str) -> Option<(&'static str, &'static str)> {
+    match key {
+        "field_messages" => Some(("data.fields.messages", "messages")),
+        "field" | "text_column" => Some(("data.fields.text", "text")),
+        _ => None,
+    }
+}
+
+/// `true` or `false` for what Axolotl's readers (YAML 1.1, then pydantic) take for them.
+fn truth(text: &str) -> Option<&'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "y" | "t" | "1" => Some("true"),
+        "false" | "no" | "off" | "n" | "f" | "0" => Some("false"),
+        _ => None,
+    }
+}
+
+/// Whether it is the number 0.
+fn is_zero(node: &Node) -> bool {
+    matches!(&node.tree, Tree::Scalar(text) if text.parse() == Ok(0.0))
+}
+
 /// What Axolotl's types of data sets are here.
 fn format_of(kind: &str) -> Option<&'static str> {
     match kind {
@@ -530,171 +675,4 @@ fn quoted(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const THEIRS: &str = "
-base_model: models/Qwen2.5-3B
-adapter:
-load_in_4bit: false
-datasets:
-  - path: json
-    data_files: [a.jsonl, 'b c.jsonl']
-    type: chat_template
-    field_messages: conversations
-    roles_to_train: [assistant]
-val_set_size: 0.05
-sequence_len: 4096
-sample_packing: true
-micro_batch_size: 2
-gradient_accumulation_steps: 8
-num_epochs: 3
-learning_rate: 2e-5
-lr_scheduler: cosine
-optimizer: paged_adamw_8bit
-bf16: auto
-eval_steps: 0.1
-save_steps: 200
-gradient_checkpointing: true
-wandb_project: mine
-output_dir: ./out
-";
-
-    #[test]
-    fn a_run_of_axolotl_is_a_run_of_ours() {
-        let imported = import_axolotl(THEIRS, "axolotl.yaml").unwrap();
-        let run = Run::parse(&imported.yaml, "run.yaml", Path::new("/r"), &[]).unwrap();
-        let files: Vec<_> = run
-            .data
-            .train
-            .iter()
-            .map(|s| s.path.display().to_string())
-            .collect();
-        assert_eq!(files, ["/r/a.jsonl", "/r/b c.jsonl"]);
-        assert_eq!(run.data.fields.messages, "conversations");
-        assert_eq!((run.train.seq, run.train.accumulate), (4096, 8));
-        assert_eq!(run.data.eval_split, 0.05);
-        assert_eq!(run.checkpoint.every_steps, 200);
-        assert_eq!(run.optimizer.moments, lowtide_workload::Moments::Int8);
-        let names: Vec<&str> = imported.dropped.iter().map(|d| d.0.as_str()).collect();
-        let want = [
-            "datasets[0].roles_to_train",
-            "eval_steps: 0.1",
-            "gradient_checkpointing: true",
-            "wandb_project: mine",
-        ];
-        assert_eq!(names, want);
-        for (what, why) in &imported.dropped {
-            assert!(
-                imported.yaml.contains(&format!("#   {what}: {why}")),
-                "{}",
-                imported.yaml
-            );
-        }
-    }
-
-    #[test]
-    fn another_layout_is_no_part_of_the_data() {
-        let text = "base_model: m\ndatasets:\n- {path: a.jsonl, type: chat_template}\n\
-                    - {path: b.jsonl, type: alpaca, field_messages: x}\n- {path: c.jsonl, type: sharegpt}\n";
-        let imported = import_axolotl(text, "a.yaml").unwrap();
-        let run = Run::parse(&imported.yaml, "run.yaml", Path::new("/r"), &[]).unwrap();
-        let files: Vec<_> = run.data.train.iter().map(|s| s.path.clone()).collect();
-        assert_eq!(files, [Path::new("/r/a.jsonl"), Path::new("/r/c.jsonl")]);
-        assert_eq!(run.data.fields.messages, "messages");
-        assert_eq!(imported.sets.len(), 1);
-        assert!(
-            imported.sets[0].0.contains("b.jsonl"),
-            "{:?}",
-            imported.sets
-        );
-        assert!(
-            imported
-                .yaml
-                .contains("#   datasets[1] (b.jsonl): its records are alpaca"),
-            "{}",
-            imported.yaml
-        );
-    }
-
-    #[test]
-    fn files_of_other_trainers_are_refused() {
-        for (text, like) in [
-            (
-                "model_name_or_path: m\npacking: true\n",
-                "those of TRL or transformers",
-            ),
-            (
-                "model_name_or_path: m\nfinetuning_type: full\n",
-                "those of LLaMA-Factory",
-            ),
-            ("zero_optimization: {stage: 3}\n", "those of DeepSpeed"),
-            ("checkpointer: {}\n", "those of torchtune"),
-            ("x: 1\n", "datasets"),
-        ] {
-            let error = import_axolotl(text, "a.yaml").unwrap_err().to_string();
-            assert!(
-                error.starts_with("a.yaml: no run file of Axolotl"),
-                "{error}"
-            );
-            assert!(error.ends_with(like), "{error}");
-        }
-        let imported = import_axolotl("base_model: m\npacking: true\n", "a.yaml").unwrap();
-        let why = &imported.dropped[0].1;
-        assert!(why.ends_with("here it is data.packing"), "{why}");
-    }
-
-    #[test]
-    fn what_the_rules_refuse_is_named_and_left_out() {
-        let text = "base_model: m\nval_set_size: 0\neval_steps: 50\nsequence_len: 1e9\nnum_epochs: 2\nmax_steps: 7\nadapter: lora\n";
-        let imported = import_axolotl(text, "a.yaml").unwrap();
-        Run::parse(&imported.yaml, "run.yaml", Path::new("/r"), &[]).unwrap();
-        let names: Vec<&str> = imported.dropped.iter().map(|d| d.0.as_str()).collect();
-        assert!(names.contains(&"adapter: lora"), "{names:?}");
-        assert!(names.contains(&"eval.every_steps: 50"), "{names:?}");
-        assert!(
-            names.iter().any(|n| n.starts_with("train.seq")),
-            "{names:?}"
-        );
-        // One of the two that exclude each other.
-        assert!(
-            names
-                .iter()
-                .any(|n| n.starts_with("train.epochs") || n.starts_with("train.steps")),
-            "{names:?}"
-        );
-    }
-
-    #[test]
-    fn whatever_it_is_nothing_panics() {
-        for text in [
-            "",
-            "- a",
-            "a",
-            "datasets: 3",
-            "datasets: [3, {path: {a: b}}]",
-            "base_model: [a]",
-            "a: \"x\\ny\"",
-            "base_model: \"a: #b\"",
-        ] {
-            if let Ok(imported) = import_axolotl(text, "a\nb.yaml") {
-                assert!(
-                    tree::parse(&imported.yaml, &tree::in_file(&"x".into())).is_ok(),
-                    "{}",
-                    imported.yaml
-                );
-            }
-        }
-        assert!(import_axolotl("a: [", "a.yaml").is_err());
-    }
-
-    /// Every key that is reported is one of ours.
-    #[test]
-    fn keys_of_the_table_are_keys() {
-        for (name, way) in AXOLOTL {
-            if let Way::Same(key) | Way::Positive(key) | Way::Words(key, _) = way {
-                assert!(KEYS.iter().any(|k| k.name == *key), "{name}: {key}");
-            }
-        }
-    }
-}
+mod tests;

@@ -1,0 +1,275 @@
+//! Files of Axolotl, and what is made of them.
+
+use super::*;
+
+const THEIRS: &str = "
+base_model: models/Qwen2.5-3B
+adapter:
+load_in_4bit: false
+datasets:
+  - path: json
+    data_files: [a.jsonl, 'b c.jsonl']
+    type: chat_template
+    field_messages: conversations
+    roles_to_train: [assistant]
+val_set_size: 0.05
+sequence_len: 4096
+sample_packing: true
+micro_batch_size: 2
+gradient_accumulation_steps: 8
+num_epochs: 3
+learning_rate: 2e-5
+lr_scheduler: cosine
+optimizer: paged_adamw_8bit
+bf16: auto
+eval_steps: 0.1
+save_steps: 200
+gradient_checkpointing: true
+wandb_project: mine
+output_dir: ./out
+";
+
+#[test]
+fn a_run_of_axolotl_is_a_run_of_ours() {
+    let imported = import_axolotl(THEIRS, "axolotl.yaml").unwrap();
+    let run = Run::parse(&imported.yaml, "run.yaml", Path::new("/r"), &[]).unwrap();
+    let files: Vec<_> = run
+        .data
+        .train
+        .iter()
+        .map(|s| s.path.display().to_string())
+        .collect();
+    assert_eq!(files, ["/r/a.jsonl", "/r/b c.jsonl"]);
+    assert_eq!(run.data.fields.messages, "conversations");
+    assert_eq!((run.train.seq, run.train.accumulate), (4096, 8));
+    assert_eq!(run.data.eval_split, 0.05);
+    assert_eq!(run.checkpoint.every_steps, 200);
+    assert_eq!(run.optimizer.moments, lowtide_workload::Moments::Int8);
+    let names: Vec<&str> = imported.dropped.iter().map(|d| d.0.as_str()).collect();
+    let want = [
+        "datasets[0].roles_to_train",
+        "eval_steps: 0.1",
+        "gradient_checkpointing: true",
+        "wandb_project: mine",
+    ];
+    assert_eq!(names, want);
+    for (what, why) in &imported.dropped {
+        assert!(
+            imported.yaml.contains(&format!("#   {what}: {why}")),
+            "{}",
+            imported.yaml
+        );
+    }
+}
+
+#[test]
+fn another_layout_is_no_part_of_the_data() {
+    let text = "base_model: m\ndatasets:\n- {path: a.jsonl, type: chat_template}\n\
+                    - {path: b.jsonl, type: alpaca, field_messages: x}\n- {path: c.jsonl, type: sharegpt}\n";
+    let imported = import_axolotl(text, "a.yaml").unwrap();
+    let run = Run::parse(&imported.yaml, "run.yaml", Path::new("/r"), &[]).unwrap();
+    let files: Vec<_> = run.data.train.iter().map(|s| s.path.clone()).collect();
+    assert_eq!(files, [Path::new("/r/a.jsonl"), Path::new("/r/c.jsonl")]);
+    assert_eq!(run.data.fields.messages, "messages");
+    assert_eq!(imported.sets.len(), 1);
+    assert!(
+        imported.sets[0].0.contains("b.jsonl"),
+        "{:?}",
+        imported.sets
+    );
+    assert!(
+        imported
+            .yaml
+            .contains("#   datasets[1] (b.jsonl): its records are alpaca"),
+        "{}",
+        imported.yaml
+    );
+}
+
+fn imported(text: &str) -> (Imported, Run) {
+    let imported = import_axolotl(text, "a.yaml").unwrap();
+    let run = Run::parse(&imported.yaml, "run.yaml", Path::new("/r"), &[]).unwrap();
+    (imported, run)
+}
+
+/// Python's writers write `True`, and Axolotl's reader of YAML takes more.
+#[test]
+fn truth_is_written_in_several_ways() {
+    for (yes, no) in [
+        ("True", "False"),
+        ("yes", "no"),
+        ("ON", "Off"),
+        ("'true'", "'false'"),
+    ] {
+        let text = format!(
+            "base_model: m\ntrain_on_inputs: {yes}\nbf16: {yes}\nsample_packing: {no}\nload_in_4bit: {no}\n\
+                 use_tensorboard: {no}\ntest_datasets:\n- {{path: e.jsonl, type: alpaca}}\neval_steps: 9\n\
+                 load_best_model_at_end: {yes}\n"
+        );
+        let (imported, run) = imported(&text);
+        assert_eq!(imported.dropped, [], "{yes}");
+        assert_eq!(run.data.train_on, crate::words::TrainOn::All, "{yes}");
+        assert_eq!(run.checkpoint.keep_best, crate::words::KeepBest::Loss);
+        assert!(!run.data.packing && !run.log.tensorboard);
+    }
+    let (of, run) = imported("base_model: m\ntrain_on_inputs: False\nload_in_8bit: True\n");
+    assert_eq!(run.data.train_on, crate::words::TrainOn::Assistant);
+    assert_eq!(of.dropped.len(), 1, "{:?}", of.dropped);
+}
+
+#[test]
+fn data_sets_whose_fields_have_other_names_are_left_out() {
+    let text = "base_model: m\ndatasets:\n- {path: a.jsonl, type: chat_template, field_messages: conversations}\n\
+                    - {path: b.jsonl, type: chat_template}\n\
+                    - {path: c.jsonl, type: chat_template, field_messages: conversations}\n\
+                    - {path: d.jsonl, type: chat_template, field_messages: turns}\n";
+    let (imported, run) = imported(text);
+    let files: Vec<_> = run.data.train.iter().map(|s| s.path.clone()).collect();
+    assert_eq!(files, [Path::new("/r/a.jsonl"), Path::new("/r/c.jsonl")]);
+    assert_eq!(run.data.fields.messages, "conversations");
+    let left: Vec<_> = imported.sets.iter().map(|s| s.0.as_str()).collect();
+    assert_eq!(left, ["datasets[1] (b.jsonl)", "datasets[3] (d.jsonl)"]);
+    let why = &imported.sets[0].1;
+    assert!(
+        why.starts_with(
+            "its records have 'messages' where those of the first data set have 'conversations'"
+        ),
+        "{why}"
+    );
+}
+
+/// Each pair as Axolotl has it: what holds there holds here, and the other is named.
+#[test]
+fn of_two_keys_that_exclude_each_other_the_one_holds_that_held() {
+    let text = "base_model: m\nnum_epochs: 3\nmax_steps: 500\nwarmup_ratio: 0.1\nwarmup_steps: 10\n\
+                    datasets:\n- {path: a.jsonl, type: alpaca}\ntest_datasets:\n- {path: e.jsonl, type: alpaca}\n\
+                    val_set_size: 0.1\n";
+    let (of, run) = imported(text);
+    assert_eq!(run.train.length, crate::run::Length::Steps(500));
+    assert_eq!(run.train.schedule.warmup, crate::run::Warmup::Steps(10));
+    assert_eq!(run.data.eval, [Path::new("/r/e.jsonl")]);
+    let names: Vec<&str> = of.dropped.iter().map(|d| d.0.as_str()).collect();
+    assert_eq!(
+        names,
+        ["num_epochs: 3", "warmup_ratio: 0.1", "val_set_size: 0.1"]
+    );
+    // No split and no limit of steps are no choice.
+    let (_, run) = imported(
+        "base_model: m\nnum_epochs: 3\nmax_steps: -1\nval_set_size: 0.0\ntest_datasets: [{path: e.jsonl}]\n",
+    );
+    assert_eq!(run.train.length, crate::run::Length::Epochs(3.0));
+    assert_eq!(run.data.eval.len(), 1);
+}
+
+#[test]
+fn no_norm_is_no_clipping() {
+    for zero in ["0", "0.0"] {
+        let (of, run) = imported(&format!("base_model: m\nmax_grad_norm: {zero}\n"));
+        assert_eq!(of.dropped, []);
+        assert_eq!(run.train.clip.mode, crate::words::ClipMode::None);
+    }
+    let (_, run) = imported("base_model: m\nmax_grad_norm: 0.5\n");
+    assert_eq!(run.train.clip.norm, 0.5);
+}
+
+#[test]
+fn of_a_key_given_twice_the_last_holds_and_the_first_is_named() {
+    let text = "base_model: m\nlearning_rate: 1e-3\nseed: 5\nlearning_rate: 1e-5\n\
+                    datasets:\n- {path: a.jsonl, path: b.jsonl, type: alpaca}\n\
+                    neftune_noise_alpha: 5\nnoisy_embedding_alpha: 10\n";
+    let (of, run) = imported(text);
+    assert_eq!(run.train.learning_rate, 1e-5);
+    assert_eq!(run.data.train[0].path, Path::new("/r/b.jsonl"));
+    assert_eq!(run.train.neftune_alpha, 5.0);
+    let want = [
+        (
+            "learning_rate: 1e-3",
+            "given again at a.yaml:4:1, which holds",
+        ),
+        (
+            "datasets[0].path: a.jsonl",
+            "given again at a.yaml:6:19, which holds",
+        ),
+        (
+            "train.neftune_alpha: 10",
+            "another key has already given train.neftune_alpha: 5",
+        ),
+    ];
+    let dropped: Vec<_> = of.dropped.iter().map(|(a, b)| (&**a, &**b)).collect();
+    assert_eq!(dropped, want);
+}
+
+#[test]
+fn files_of_other_trainers_are_refused() {
+    for (text, like) in [
+        (
+            "model_name_or_path: m\npacking: true\n",
+            "those of TRL or transformers",
+        ),
+        (
+            "model_name_or_path: m\nfinetuning_type: full\n",
+            "those of LLaMA-Factory",
+        ),
+        ("zero_optimization: {stage: 3}\n", "those of DeepSpeed"),
+        ("checkpointer: {}\n", "those of torchtune"),
+        ("x: 1\n", "datasets"),
+    ] {
+        let error = import_axolotl(text, "a.yaml").unwrap_err().to_string();
+        assert!(
+            error.starts_with("a.yaml: no run file of Axolotl"),
+            "{error}"
+        );
+        assert!(error.ends_with(like), "{error}");
+    }
+    let imported = import_axolotl("base_model: m\npacking: true\n", "a.yaml").unwrap();
+    let why = &imported.dropped[0].1;
+    assert!(why.ends_with("here it is data.packing"), "{why}");
+}
+
+#[test]
+fn what_the_rules_refuse_is_named_and_left_out() {
+    let text = "base_model: m\nval_set_size: 0\neval_steps: 50\nsequence_len: 1e9\nnum_epochs: 2\nmax_steps: 7\nadapter: lora\n";
+    let imported = import_axolotl(text, "a.yaml").unwrap();
+    Run::parse(&imported.yaml, "run.yaml", Path::new("/r"), &[]).unwrap();
+    let names: Vec<&str> = imported.dropped.iter().map(|d| d.0.as_str()).collect();
+    assert!(names.contains(&"adapter: lora"), "{names:?}");
+    assert!(names.contains(&"eval.every_steps: 50"), "{names:?}");
+    assert!(
+        names.iter().any(|n| n.starts_with("train.seq")),
+        "{names:?}"
+    );
+    assert!(names.contains(&"num_epochs: 2"), "{names:?}");
+}
+
+#[test]
+fn whatever_it_is_nothing_panics() {
+    for text in [
+        "",
+        "- a",
+        "a",
+        "datasets: 3",
+        "datasets: [3, {path: {a: b}}]",
+        "base_model: [a]",
+        "a: \"x\\ny\"",
+        "base_model: \"a: #b\"",
+    ] {
+        if let Ok(imported) = import_axolotl(text, "a\nb.yaml") {
+            assert!(
+                tree::parse(&imported.yaml, &tree::in_file(&"x".into())).is_ok(),
+                "{}",
+                imported.yaml
+            );
+        }
+    }
+    assert!(import_axolotl("a: [", "a.yaml").is_err());
+}
+
+/// Every key that is reported is one of ours.
+#[test]
+fn keys_of_the_table_are_keys() {
+    for (name, way) in AXOLOTL {
+        if let Way::Same(key) | Way::Positive(key) | Way::Words(key, _) = way {
+            assert!(KEYS.iter().any(|k| k.name == *key), "{name}: {key}");
+        }
+    }
+}
