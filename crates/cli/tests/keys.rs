@@ -178,6 +178,10 @@ fn background(seen: &Seen) -> Value {
     said(seen, &["written while steps go on"])
 }
 
+fn on_error_of_saves(seen: &Seen) -> Value {
+    said(seen, &["one that cannot be written ends the run"])
+}
+
 fn adaptive(seen: &Seen) -> Value {
     said(seen, &["planned again while it goes on"])
 }
@@ -249,6 +253,17 @@ const STANDS: &[&str] = &[
     "data.eval=d.jsonl",
     "eval.every_steps=1",
     "train.learning_rate=0",
+    "train.steps=4",
+    "checkpoint.keep=1",
+];
+
+/// A run whose evaluations get better.
+const LEARNS: &[&str] = &[
+    "data.eval=d.jsonl",
+    "eval.every_steps=1",
+    "eval.patience=1",
+    "train.learning_rate=1e-3",
+    "train.warmup_steps=0",
     "train.steps=4",
     "checkpoint.keep=1",
 ];
@@ -551,6 +566,7 @@ const ROWS: &[Row] = &[
         cache_of_answers,
     ),
     trained("eval.patience", ["0", "1"], STANDS, tokens),
+    trained("eval.min_delta", ["0", "100"], LEARNS, tokens),
     trained("checkpoint.keep_best", ["none", "loss"], STANDS, files),
     trained("checkpoint.every_steps", ["0", "1"], &[], files),
     trained("checkpoint.every_minutes", ["0", "1e-6"], &[], files),
@@ -565,6 +581,12 @@ const ROWS: &[Row] = &[
         ["1", "2"],
         &["checkpoint.every_steps=1"],
         files,
+    ),
+    trained(
+        "checkpoint.on_error",
+        ["continue", "stop"],
+        &["checkpoint.every_steps=1"],
+        on_error_of_saves,
     ),
     trained(
         "checkpoint.resume",

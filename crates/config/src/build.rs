@@ -268,6 +268,7 @@ fn eval(low: &Low) -> Eval {
         every_steps: low.count("eval.every_steps").expect("has a default"),
         batches: low.count("eval.batches"),
         patience: low.count("eval.patience").expect("has a default"),
+        min_delta: low.number("eval.min_delta").expect("has a default"),
         generate: Generate {
             exact_match: low.flag("eval.generate.exact_match"),
             max_new_tokens: low
@@ -300,6 +301,7 @@ fn checkpoint(low: &Low) -> Checkpoint {
             .unwrap_or(if durable { 0.0 } else { 30.0 }),
         background: low.flag("checkpoint.background"),
         keep: low.count32("checkpoint.keep").expect("has a default"),
+        on_error: low.word("checkpoint.on_error").expect("has a default"),
         keep_best: low.word("checkpoint.keep_best").expect("has a default"),
         resume,
         durable,

@@ -126,6 +126,7 @@ const AXOLOTL: &[(&str, Way)] = {
         ),
         ("eval_steps", Positive("eval.every_steps")),
         ("early_stopping_patience", Same("eval.patience")),
+        ("early_stopping_threshold", Same("eval.min_delta")),
         (
             "load_best_model_at_end",
             Words(

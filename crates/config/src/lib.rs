@@ -46,6 +46,6 @@ pub use run::{
 };
 pub use words::{
     Activations, ClipMode, Device, Direct, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
-    Offload, OnError, Pieces, Reduce, ScheduleShape, SpikeAction, Strategy, TextBy, Tier, TrainOn,
-    UpdateOn,
+    Offload, OnError, OnUnsaved, Pieces, Reduce, ScheduleShape, SpikeAction, Strategy, TextBy,
+    Tier, TrainOn, UpdateOn,
 };

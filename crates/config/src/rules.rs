@@ -290,6 +290,10 @@ fn cache_of_answers(low: &Low, run: &Run) -> Result<(), ConfigError> {
 /// Which evaluation is the best shows only where there are some on the way.
 fn best(low: &Low, run: &Run) -> Result<(), ConfigError> {
     let (by, patience) = (run.checkpoint.keep_best, run.eval.patience);
+    if patience == 0 {
+        let needed = "'eval.patience' above 0, which counts by it";
+        idle(low, "eval.min_delta", "eval.patience", needed)?;
+    }
     let key = match (by, patience) {
         (KeepBest::None, 0) => return Ok(()),
         (KeepBest::None, _) => "eval.patience",

@@ -12,8 +12,8 @@ use serde::{Serialize, Serializer};
 use crate::error::ConfigError;
 use crate::words::{
     Activations, ClipMode, Device, Direct, Format, Init, KeepBest, LastBatch, LoopOrder, NonFinite,
-    Offload, OnError, Pieces, ScheduleShape, SpikeAction, Strategy, TextBy, Tier, TrainOn,
-    UpdateOn,
+    Offload, OnError, OnUnsaved, Pieces, ScheduleShape, SpikeAction, Strategy, TextBy, Tier,
+    TrainOn, UpdateOn,
 };
 use lowtide_files::shown;
 
@@ -530,6 +530,8 @@ pub struct Eval {
     pub batches: Option<u64>,
     /// Evaluations in a row without a better one, after which training ends; 0: never.
     pub patience: u64,
+    /// By more than this an evaluation must be better for the patience to begin anew.
+    pub min_delta: f64,
     /// Answers that are decoded and compared.
     pub generate: Generate,
 }
@@ -563,6 +565,8 @@ pub struct Checkpoint {
     pub background: bool,
     /// Checkpoints kept, at least 1.
     pub keep: u32,
+    /// What becomes of the run where one cannot be written.
+    pub on_error: OnUnsaved,
     /// By what the best checkpoint is kept.
     pub keep_best: KeepBest,
     /// Where to go on from.

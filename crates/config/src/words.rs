@@ -121,6 +121,16 @@ words! {
 }
 
 words! {
+    /// What becomes of a run that cannot write a checkpoint on the way.
+    OnUnsaved {
+        /// it goes on without this one and tries again when the next one is due; its end says which are missing
+        Continue = "continue",
+        /// it ends with the reason; the newest checkpoint is whole
+        Stop = "stop",
+    }
+}
+
+words! {
     /// By what an evaluation is the best.
     KeepBest {
         /// no checkpoint is kept for its evaluation, and the last model is exported

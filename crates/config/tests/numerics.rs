@@ -41,6 +41,7 @@ const OUTSIDE: &[&str] = &[
     "eval.every_steps",
     "eval.batches",
     "eval.patience",
+    "eval.min_delta",
     "eval.generate.exact_match",
     "eval.generate.max_new_tokens",
     "eval.generate.max_examples",

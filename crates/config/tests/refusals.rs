@@ -452,6 +452,10 @@ fn rules_between_keys() {
             "run.yaml:3:27: 'eval.generate.cached' needs 'eval.generate.exact_match: true'",
         ),
         (
+            "data: {eval: a}\neval: {every_steps: 5, min_delta: 0.1}",
+            "run.yaml:3:33: 'eval.min_delta' needs 'eval.patience' above 0, which counts by it",
+        ),
+        (
             "data: {eval: a}\neval: {patience: 2}",
             "run.yaml:3:18: 'eval.patience' needs evaluations on the way: 'eval.every_steps' above 0",
         ),

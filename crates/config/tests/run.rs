@@ -215,10 +215,10 @@ log: {every_steps: 10, report: false, tensorboard: false, trace: false}
             "offload": null, "direct": null, "min_gain": 1.0,
             "prefetch": 2,
             "pieces": "split", "adaptive": false, "machine": "/runs/first/machine.json"},
-        "eval": {"every_steps": 50, "batches": 4, "patience": 0,
+        "eval": {"every_steps": 50, "batches": 4, "patience": 0, "min_delta": 0.0,
             "generate": {"exact_match": true, "max_new_tokens": 8, "max_examples": 9,
                 "extract": "#### (.*)", "every_steps": 25, "cached": 6}},
-        "checkpoint": {"every_steps": 100, "every_minutes": 0.0, "background": false, "keep": 5, "keep_best": "none",
+        "checkpoint": {"every_steps": 100, "every_minutes": 0.0, "background": false, "keep": 5, "on_error": "continue", "keep_best": "none",
             "resume": {"path": "/runs/first/old/step-7"}, "durable": true,
             "change": ["train.steps", "device"]},
         "log": {"every_steps": 10, "report": false, "tensorboard": false, "trace": false}

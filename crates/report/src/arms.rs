@@ -11,12 +11,14 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::Value;
 
+use lowtide_files::FileError;
+
 use crate::chart::escaped;
 use crate::error::ReportError;
 use crate::page::page_of;
 use crate::panel::{Series, legend, lines_over};
 use crate::people::{count, seconds};
-use crate::run::{Evaluation, RunReport, Step, lines};
+use crate::run::{Evaluation, METRICS, RunReport, Step, lines};
 use crate::text::{self, in_columns, loss};
 
 /// Points of an arm without evaluations.
@@ -267,7 +269,7 @@ impl Arm {
             seconds: learning_seconds.unwrap_or(0.0),
             ..Walk::default()
         };
-        lines(&run.dir.join("metrics.jsonl"), |line| {
+        let there = lines(&run.dir.join(METRICS), |line| {
             let line: Value = serde_json::from_slice(line)?;
             if line.get("eval_loss").is_some() {
                 walk.evaluation(serde_json::from_value(line)?);
@@ -276,6 +278,10 @@ impl Arm {
             }
             Ok(())
         })?;
+        if !there {
+            let path = run.dir.join(METRICS);
+            return Err(FileError::Missing { path }.into());
+        }
         Ok(Self {
             name: run.name(),
             step_seconds: run.figures.step_seconds,

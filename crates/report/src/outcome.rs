@@ -109,6 +109,9 @@ pub struct TrainReport {
     pub peak_rss_bytes: Option<u64>,
     /// Stopped by a signal; the same command goes on.
     pub stopped: bool,
+    /// Steps of this process whose checkpoint was due and could not be written; later ones may have been.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsaved: Vec<u64>,
     /// One of the runs that `compare` makes: of its state and its model nothing is saved.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub compared: bool,
@@ -194,6 +197,25 @@ fn how_far(r: &TrainReport, line: &mut Line<'_>) {
         line(
             "left out",
             format!("{} of these updates{spikes}", r.skipped),
+        );
+    }
+    if let Some(last) = r.unsaved.last() {
+        let n = r.unsaved.len();
+        // Of a disk that was full for days the last ones say enough.
+        let named: Vec<String> = r.unsaved[n.saturating_sub(8)..]
+            .iter()
+            .map(u64::to_string)
+            .collect();
+        let which = match n {
+            1 => format!("the checkpoint of step {last}"),
+            _ if n > named.len() => {
+                format!("{n} checkpoints, the last of steps {}", named.join(", "))
+            }
+            _ => format!("the checkpoints of steps {}", named.join(", ")),
+        };
+        line(
+            "not written",
+            format!("{which}; the warnings of these steps say why"),
         );
     }
     if r.part.after_step > 0 {
@@ -316,7 +338,7 @@ mod tests {
             "moved_bytes": {"d2h": 1024, "h2d": 3 << 29},
             "background": {"checkpoints": 2, "last_seconds": 1.0, "wait_seconds": 0.001},
             "parameter_bytes": 1, "planned_bytes": {}, "planned_rss_bytes": 1 << 20, "start_rss_bytes": 1,
-            "peak_rss_bytes": 1 << 19, "stopped": true, "output": null, "checkpoint": "out/c",
+            "peak_rss_bytes": 1 << 19, "stopped": true, "unsaved": [12, 14], "output": null, "checkpoint": "out/c",
             "metrics": "out/m", "trace": null, "page": "out/report.html"
         });
         let report: TrainReport = serde_json::from_value(report).expect("a report");
@@ -324,6 +346,7 @@ mod tests {
             "stopped       after step 20; the same command goes on from there",
             "steps         20, 4096 tokens in 12.00 s, 341 tokens/s",
             "left out      2 of these updates; the norm of 1 was a spike",
+            "not written   the checkpoints of steps 12, 14; the warnings of these steps say why",
             "of them here  10, 2048 tokens in 6.00 s; earlier ones up to step 10",
             "loss          3.5000 at step 1, 1.2500 mean of the last 10 steps",
             "eval loss     3.0000 before step 1",

@@ -1,4 +1,6 @@
 //! A run as its output directory tells it.
+//!
+//! One file because it is one directory, file by file.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -191,6 +193,9 @@ pub struct RunReport {
     pub run: Value,
     /// The rates it was planned with: `machine.json`, without its single operations. Null where it is not there.
     pub machine: Value,
+    /// What of its metrics is missing, where some is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
     /// What it did, by its own account: of `finished.json`, else of `report.json`. Null where none is there.
     pub report: Value,
     /// Processes that made the run's steps, the first one first.
@@ -205,7 +210,10 @@ pub struct RunReport {
     pub answers: Vec<[Option<Answer>; 2]>,
 }
 
-/// A line of `metrics.jsonl`; which kind it is, its keys say.
+/// The file of a run's metrics.
+pub(crate) const METRICS: &str = "metrics.jsonl";
+
+/// A line of it; which kind it is, its keys say.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Metric {
@@ -245,12 +253,16 @@ impl RunReport {
         let mut finished = optional(&dir.join("finished.json"))?;
         let account = account(&dir.join(REPORT))?.unwrap_or_default();
         let mut gathered = Gathered::default();
-        lines(&dir.join("metrics.jsonl"), |line| {
+        let there = lines(&dir.join(METRICS), |line| {
             gathered.add(serde_json::from_slice(line)?);
             Ok(())
         })?;
         let (figures, curves) = gathered.done();
         let figures = figures.with(&account.report);
+        let known = finished["report"]["steps"]
+            .as_u64()
+            .max(account.report["steps"].as_u64());
+        let missing = missing(there, figures.step, known, &run);
         // One that goes on for longer than it did before has another's mark.
         let (whole, done) = (
             &account.report["compared"],
@@ -269,6 +281,7 @@ impl RunReport {
             state,
             run,
             machine,
+            missing,
             report: match state {
                 State::Finished if !finished.is_null() => finished["report"].take(),
                 _ => account.report,
@@ -311,6 +324,22 @@ impl RunReport {
             .or_else(|| source["shape"].as_str().map(str::to_owned))
             .unwrap_or_else(|| "?".to_owned())
     }
+}
+
+/// What of a run's metrics is missing: all of it, or the lines of its last steps up to the one that is known of.
+fn missing(there: bool, last: u64, known: Option<u64>, run: &Value) -> Option<String> {
+    if !there {
+        return Some(format!(
+            "{METRICS} is not there: nothing is known of single steps"
+        ));
+    }
+    // Not every step has a line.
+    let every = run["log"]["every_steps"].as_u64().unwrap_or(1);
+    let known = known.filter(|&known| known >= last.saturating_add(every))?;
+    Some(match last {
+        0 => format!("{METRICS} has no step, of {known} that were made"),
+        _ => format!("{METRICS} ends at step {last}, of {known} that were made"),
+    })
 }
 
 impl Figures {
@@ -466,10 +495,10 @@ fn optional(path: &Path) -> Result<Value, ReportError> {
 pub(crate) fn lines(
     path: &Path,
     mut take: impl FnMut(&[u8]) -> Result<(), serde_json::Error>,
-) -> Result<(), ReportError> {
+) -> Result<bool, ReportError> {
     let file = match open_any(path) {
         Ok(regular) => regular.file,
-        Err(FileError::Missing { .. }) => return Ok(()),
+        Err(FileError::Missing { .. }) => return Ok(false),
         Err(e) => return Err(e.into()),
     };
     let mut reader = BufReader::with_capacity(1 << 20, file);
@@ -495,5 +524,5 @@ pub(crate) fn lines(
         }
         take(&line).map_err(|e| wrong(format!("not a line that a run writes: {e}")))?;
     }
-    Ok(())
+    Ok(true)
 }

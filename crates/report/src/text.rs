@@ -30,6 +30,7 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
     let rows = vec![
         row("model", &|r| Some(r.model())),
         row("state", &|r| Some(state(r))),
+        row("missing", &|r| r.missing.clone()),
         row("tokens a step", &|r| {
             let of = |key: &str| r.run["train"][key].as_u64();
             let (b, t, m) = (of("micro_batch")?, of("seq")?, of("accumulate")?);

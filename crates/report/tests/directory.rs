@@ -343,7 +343,7 @@ fn what_is_no_run_is_named() {
     .unwrap();
     assert!(matches!(read(), Err(ReportError::Line { line: 2, .. })));
     std::fs::remove_file(&metrics).unwrap();
-    // A run that has not made a step yet.
+    // Nobody says that it has made a step.
     let run = read().unwrap();
     assert!(run.figures.step == 0 && run.figures.loss_last.is_none() && run.curves.loss.is_empty());
     assert!(page::html(&[run]).contains("not finished"));
@@ -561,4 +561,46 @@ fn arms_are_held_against_each_other_at_the_lowest_loss_of_both() {
     let tie = arms.ties[0].as_ref().unwrap();
     // Of the other one there are points at its evaluations only.
     assert!(!tie.evaluated && tie.loss == mean);
+    std::fs::remove_file(&metrics).unwrap();
+    let error = Arms::read(&dirs).unwrap_err().to_string();
+    assert!(error.contains("metrics.jsonl: no such file"), "{error}");
+}
+
+#[test]
+fn metrics_that_are_missing_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 1e-5);
+    let metrics = dir.path().join("metrics.jsonl");
+    let said = || {
+        let run = RunReport::read(dir.path()).unwrap();
+        let shown = text::compare(std::slice::from_ref(&run));
+        let missing = run.missing.clone();
+        let page = page::html(&[run]);
+        for seen in [shown, page] {
+            let want = missing.as_deref().unwrap_or("no run says so");
+            assert_eq!(seen.contains(want), missing.is_some(), "{seen}");
+        }
+        missing
+    };
+    let finished = |steps: u64| {
+        let json = serde_json::json!({"format": 1, "report": {"steps": steps}});
+        std::fs::write(dir.path().join("finished.json"), json.to_string()).unwrap();
+    };
+    let whole = std::fs::read_to_string(&metrics).unwrap();
+    let last = whole.lines().filter(|l| l.contains("\"loss\"")).count() as u64;
+    assert_eq!(said(), None);
+    finished(last);
+    assert_eq!(said(), None, "{whole}");
+    finished(last + 20);
+    let want = format!(
+        "metrics.jsonl ends at step {last}, of {} that were made",
+        last + 20
+    );
+    assert_eq!(said(), Some(want));
+    std::fs::write(&metrics, "").unwrap();
+    let want = format!("metrics.jsonl has no step, of {} that were made", last + 20);
+    assert_eq!(said(), Some(want));
+    std::fs::remove_file(&metrics).unwrap();
+    let want = "metrics.jsonl is not there: nothing is known of single steps";
+    assert_eq!(said(), Some(want.to_owned()));
 }

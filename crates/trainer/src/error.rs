@@ -397,7 +397,7 @@ pub enum TrainError {
         /// The name of the other one.
         second: String,
     },
-    /// The state at the end of a run could not be saved.
+    /// The state at the end of a run, or where the run stops for it on the way, could not be saved.
     #[error("the checkpoint of step {step} was not saved: {source}")]
     Unsaved {
         /// Updates that were made.

@@ -142,6 +142,8 @@ struct Fit<'a> {
     last_checkpoint: Option<PathBuf>,
     /// The step whose state is in the newest checkpoint of the output directory, as far as known.
     saved: Option<u64>,
+    /// Steps of this process whose checkpoint was due and could not be written.
+    unsaved: Vec<u64>,
     /// What evaluations it makes.
     evaluations: Evaluations,
     /// The best evaluation before the present one, while the checkpoint of that is not in place.

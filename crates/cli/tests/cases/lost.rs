@@ -263,7 +263,7 @@ fn a_full_disk_costs_log_lines_and_nothing_else() {
     let s = Scratch::new("log-disk-full");
     let script = "
         $lowtide train run.yaml --set output=small/out --set train.steps=300 \
-            --set log.tensorboard=true > log 2>&1 & p=$!
+            --set log.tensorboard=true --set checkpoint.every_steps=100 > log 2>&1 & p=$!
         while ! grep -q 'step 30/' log; do kill -0 $p || exit 78; sleep 0.05; done
         dd if=/dev/zero of=small/fill bs=1k 2>/dev/null
         wait $p; rc=$?
@@ -276,6 +276,7 @@ fn a_full_disk_costs_log_lines_and_nothing_else() {
         "warning: ",
         "metrics.jsonl: No space",
         "step 300/300",
+        "step-00000200",
         "step-00000300",
         "model.safetensors",
     ] {
@@ -283,6 +284,117 @@ fn a_full_disk_costs_log_lines_and_nothing_else() {
     }
     // Once when it begins, once when the run ends with lines missing; for the events too.
     assert!(ended.out.matches("warning: ").count() <= 4, "{}", ended.out);
+}
+
+/// A checkpoint that cannot be written costs itself alone, is named when the run ends, and ends the run where it is to.
+#[test]
+fn checkpoints_that_were_not_written_are_named_at_the_end() {
+    let s = Scratch::new("log-disk-full");
+    let run = |more: &str, in_the_way: &str| {
+        let script = format!(
+            "$0 train run.yaml --set train.steps=300 --set checkpoint.every_steps=100 --set plan.machine={} \
+                {more} > log 2>&1 & p=$!
+            while ! grep -q 'step 30/' log; do kill -0 $p || exit 78; sleep 0.05; done
+            {in_the_way}
+            wait $p; rc=$?
+            cat log; ls out/checkpoints; exit $rc",
+            super::scratch::example_rates().display()
+        );
+        let output = Command::new("timeout")
+            .args(["300", "sh", "-c", &script, env!("CARGO_BIN_EXE_lowtide")])
+            .current_dir(s.path())
+            .env("LOWTIDE_CACHE", s.cache())
+            .output();
+        Ended::of(&output.expect("a shell"))
+    };
+    let for_a_while = "
+        touch out/checkpoints
+        while ! grep -q 'was not saved' log; do kill -0 $p || exit 79; sleep 0.01; done
+        rm out/checkpoints";
+    let ended = run("", for_a_while);
+    ended.fine();
+    for word in [
+        "warning: the checkpoint of step 100 was not saved: ",
+        "the run goes on, there is no checkpoint yet",
+        "not written ",
+        "step 100",
+        "step-00000300",
+    ] {
+        assert!(ended.out.contains(word), "{word:?} in {}", ended.out);
+    }
+    assert!(!ended.out.contains("step-00000100"), "{}", ended.out);
+    fs::remove_dir_all(s.at("out")).unwrap();
+    let ended = run("--set checkpoint.on_error=stop", "touch out/checkpoints");
+    assert_eq!(ended.code, Some(2), "{}", ended.out);
+    for word in [
+        "one that cannot be written ends the run",
+        "the checkpoint of step 100 was not saved: ",
+        "out/checkpoints: is not a directory",
+    ] {
+        assert!(ended.out.contains(word), "{word:?} in {}", ended.out);
+    }
+    assert!(!ended.out.contains("step 200/"), "{}", ended.out);
+}
+
+#[test]
+fn metrics_that_are_gone_are_missed() {
+    let s = Scratch::new("newest-checkpoint-broken");
+    s.train(&[]).fine();
+    let metrics = s.read("out/metrics.jsonl");
+    let report = || s.run(&["report", "out"]).fine().text();
+    assert!(!report().contains("missing"), "{}", report());
+    let longer = |steps: &str| {
+        let ended = s.train(&[steps, "checkpoint.change=train.steps"]);
+        ended.fine();
+        ended.text()
+    };
+    // A run that has all of them says nothing.
+    let said = longer("train.steps=7");
+    assert!(
+        !said.contains("metrics.jsonl is not") && !said.contains("has no line"),
+        "{said}"
+    );
+    // Cut, gone, emptied.
+    let first: String = metrics.lines().take(2).map(|l| format!("{l}\n")).collect();
+    s.write("out/metrics.jsonl", first);
+    assert!(
+        report().contains("metrics.jsonl ends at step 2, of 7 that were made"),
+        "{}",
+        report()
+    );
+    let said = longer("train.steps=8");
+    assert!(
+        said.contains("metrics.jsonl ends at step 2: of the steps up to 7 it has no line"),
+        "{said}"
+    );
+    fs::remove_file(s.at("out/metrics.jsonl")).unwrap();
+    assert!(
+        report().contains("metrics.jsonl is not there"),
+        "{}",
+        report()
+    );
+    let said = longer("train.steps=9");
+    assert!(
+        said.contains("metrics.jsonl is not there: of the steps up to 8"),
+        "{said}"
+    );
+    s.write("out/metrics.jsonl", "");
+    assert!(
+        report().contains("metrics.jsonl has no step, of 9"),
+        "{}",
+        report()
+    );
+    let said = longer("train.steps=10");
+    assert!(
+        said.contains("metrics.jsonl has no step: of the steps up to 9"),
+        "{said}"
+    );
+    // What cannot be read is an error with its name.
+    fs::remove_file(s.at("out/metrics.jsonl")).unwrap();
+    fs::create_dir(s.at("out/metrics.jsonl")).unwrap();
+    s.run(&["report", "out"]).refused(&["metrics.jsonl"]);
+    s.train(&["train.steps=11", "checkpoint.change=train.steps"])
+        .refused(&["metrics.jsonl: is not a plain file"]);
 }
 
 /// What a run came to: the model's bytes, and loss and norm of each step.

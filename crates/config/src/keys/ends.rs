@@ -4,7 +4,7 @@ use std::ops::Bound::Included;
 
 use crate::key::KeyDefault::{Unset, Value};
 use crate::key::{Key, Kind};
-use crate::words::KeepBest;
+use crate::words::{KeepBest, OnUnsaved};
 
 /// Those keys, in the order of the reference.
 pub(super) const KEYS: &[Key] = &[
@@ -43,6 +43,17 @@ pub(super) const KEYS: &[Key] = &[
         },
         default: Value("0"),
         elsewhere: &["early_stopping_patience"],
+    },
+    Key {
+        name: "eval.min_delta",
+        doc: "How much better an evaluation must be for `eval.patience` to count anew: by more than this below the loss (above \
+              the share) of the last one that was. Which is the best, for `checkpoint.keep_best`, does not depend on it.",
+        kind: Kind::Number {
+            low: Included(0.0),
+            high: Included(1e6),
+        },
+        default: Value("0"),
+        elsewhere: &["early_stopping_threshold", "early_stopping_min_delta"],
     },
     Key {
         name: "eval.generate.exact_match",
@@ -150,6 +161,14 @@ pub(super) const KEYS: &[Key] = &[
             "keep_latest_k",
             "keep_last_n_checkpoints",
         ],
+    },
+    Key {
+        name: "checkpoint.on_error",
+        doc: "What becomes of the run where a checkpoint on the way cannot be written. The last one always ends it with an error, \
+              after its model is written.",
+        kind: Kind::word(OnUnsaved::WORDS),
+        default: Value("continue"),
+        elsewhere: &[],
     },
     Key {
         name: "checkpoint.keep_best",

@@ -173,7 +173,7 @@ impl Fit<'_> {
 
     fn write(&mut self, snapshot: Snapshot, state: RunState) -> Result<(), TrainError> {
         let kept_best = self.kept_best();
-        let notes = self.room.resize(self.output.folder(), self.sizes.model);
+        let notes = self.lend_room();
         self.tell(notes);
         let (begun, folder) = Begun::begin(&self.output, state.step)?;
         let Some(background) = &mut self.background else {

@@ -21,6 +21,9 @@ pub struct Best {
     pub judged: u64,
     /// Evaluations since that were not better.
     pub waited: u64,
+    /// The value from which the waiting counts, where `eval.min_delta` makes it another one than the best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
     /// What of which evaluation it is; values of two are not compared. Empty: not said.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub of: String,
@@ -83,31 +86,54 @@ fn word(by: KeepBest) -> &'static str {
 
 impl Best {
     /// Takes the evaluation after a step; whether it is better than all before. One that was taken already is not.
-    fn take(&mut self, by: KeepBest, step: u64, value: f64) -> bool {
+    fn take(&mut self, by: KeepBest, min_delta: f64, (step, value): (u64, f64)) -> bool {
         if step == 0 || step <= self.judged {
             return false;
         }
         self.judged = step;
-        let best = f64::from_bits(self.value);
-        let better = self.step == 0
-            || match by {
-                KeepBest::ExactMatch | KeepBest::Accuracy => value > best,
-                KeepBest::Loss | KeepBest::None => value < best,
-            };
-        match better {
-            true => (self.step, self.value, self.waited) = (step, value.to_bits(), 0),
-            false => self.waited += 1,
+        let first = self.step == 0;
+        let better_by = |delta: f64, than: u64| {
+            let than = f64::from_bits(than);
+            first
+                || match by {
+                    KeepBest::ExactMatch | KeepBest::Accuracy => value > than + delta,
+                    KeepBest::Loss | KeepBest::None => value < than - delta,
+                }
+        };
+        let better = better_by(0.0, self.value);
+        let enough = better_by(min_delta, self.from.unwrap_or(self.value));
+        // Small steps add up: they are compared with the last value that was enough, not with each other.
+        self.from = match enough {
+            true => None,
+            false => self.from.or_else(|| better.then_some(self.value)),
+        };
+        self.waited = if enough { 0 } else { self.waited + 1 };
+        if better {
+            (self.step, self.value) = (step, value.to_bits());
         }
         better
     }
 
     /// Why a run has ended before its length, for one that is started again.
-    pub(super) fn why_ended(&self, step: u64, of: u64) -> String {
+    pub(super) fn why_ended(&self, run: &Run, step: u64, of: u64) -> String {
         format!(
-            "training ended after step {step} of {of}: {} evaluations in a row were not better than that after step {} \
-             (eval.patience); a larger eval.patience goes on",
-            self.waited, self.step
+            "training ended after step {step} of {of}: {}; a larger eval.patience goes on",
+            self.why(run)
         )
+    }
+
+    /// What patience ends for.
+    fn why(&self, run: &Run) -> String {
+        let (n, step) = (self.waited, self.step);
+        match run.eval.min_delta {
+            0.0 => format!(
+                "{n} evaluations in a row were not better than that after step {step} (eval.patience)"
+            ),
+            delta => format!(
+                "{n} evaluations in a row were not better by more than {delta} (eval.patience, eval.min_delta); the \
+                 best is that after step {step}"
+            ),
+        }
     }
 
     /// Its value, with what it is.
@@ -164,16 +190,15 @@ impl Fit<'_> {
         }
         let step = self.state.step;
         let before = self.state.best.clone();
-        let better = self.state.best.take(by, step, value);
+        let min_delta = self.run.eval.min_delta;
+        let better = self.state.best.take(by, min_delta, (step, value));
         if better && by != KeepBest::None && self.saved != Some(step) {
             self.best_before = Some(before);
         }
-        if !better && self.state.best.ends(self.run) && step < self.total {
-            self.observer.note(&format!(
-                "training ends after step {step}: {} evaluations in a row were not better than that after step {} \
-                 (eval.patience)",
-                self.state.best.waited, self.state.best.step
-            ));
+        if self.state.best.ends(self.run) && step < self.total {
+            let why = self.state.best.why(self.run);
+            self.observer
+                .note(&format!("training ends after step {step}: {why}"));
             self.total = step;
         }
         Ok(better && by != KeepBest::None)
@@ -300,7 +325,7 @@ mod tests {
     fn the_best_is_found_and_how_long_ago_it_was() {
         let mut best = Best::default();
         let mut take = |by, step, value| {
-            let better = best.take(by, step, value);
+            let better = best.take(by, 0.0, (step, value));
             (better, best.step, best.waited)
         };
         assert_eq!(
@@ -318,8 +343,33 @@ mod tests {
         assert_eq!(take(KeepBest::Loss, 6, 4.0), (false, 2, 2));
         assert_eq!(take(KeepBest::None, 8, 2.0), (true, 8, 0));
         let mut best = Best::default();
-        assert!(best.take(KeepBest::ExactMatch, 1, 0.0) && best.take(KeepBest::ExactMatch, 2, 0.5));
-        assert!(!best.take(KeepBest::ExactMatch, 3, 0.25));
+        assert!(
+            best.take(KeepBest::ExactMatch, 0.0, (1, 0.0))
+                && best.take(KeepBest::ExactMatch, 0.0, (2, 0.5))
+        );
+        assert!(!best.take(KeepBest::ExactMatch, 0.0, (3, 0.25)));
         assert_eq!((best.step, best.waited), (2, 1));
+    }
+
+    /// The best is the lowest loss whatever `min_delta` is; patience counts from the last value that was enough.
+    #[test]
+    fn small_steps_do_not_end_the_waiting_until_they_add_up() {
+        let mut best = Best::default();
+        let mut take = |step, value| {
+            let better = best.take(KeepBest::Loss, 0.5, (step, value));
+            (better, best.step, best.waited)
+        };
+        assert_eq!(take(1, 4.0), (true, 1, 0), "the first");
+        assert_eq!(take(2, 3.75), (true, 2, 1));
+        assert_eq!(take(3, 3.5), (true, 3, 2), "not more than min_delta");
+        assert_eq!(take(4, 3.75), (false, 3, 3));
+        assert_eq!(take(5, 3.25), (true, 5, 0), "enough below 4");
+        assert_eq!(take(6, 3.0), (true, 6, 1));
+        assert_eq!(take(7, 2.5), (true, 7, 0), "enough below 3.25");
+        let mut best = Best::default();
+        for (step, share, waited) in [(1, 0.5, 0), (2, 0.5625, 1), (3, 0.625, 2), (4, 0.75, 0)] {
+            best.take(KeepBest::Accuracy, 0.125, (step, share));
+            assert_eq!(best.waited, waited, "step {step}");
+        }
     }
 }

@@ -127,6 +127,7 @@ fn arm(run: &Run, output: &Path, steps: u64) -> Run {
         durable: false,
         change: Vec::new(),
         keep: 1,
+        ..arm.checkpoint
     };
     arm.log = Log {
         every_steps: 1,

@@ -6,10 +6,12 @@
 //! Three things tell of it: the output directory's mark (which checkpoint is the newest, where a durable
 //! run's state is), `finished.json`, and the metrics.
 
+use std::fs;
 use std::path::PathBuf;
 
 use lowtide_config::{Resume, Run};
 use lowtide_tiers as tiers;
+use serde_json::Value;
 
 use super::branch::Origin;
 use super::ends;
@@ -17,7 +19,8 @@ use super::start::{Start, folders, ours};
 use crate::checkpoint;
 use crate::error::{Absent, TrainError};
 use crate::metrics::last_step;
-use crate::output::{FINISHED, METRICS, Output};
+use crate::output::folder::Found;
+use crate::output::{FINISHED, METRICS, Output, RUN};
 
 /// Refuses a start that would lose steps without being asked to, before anything is touched. Otherwise returns a
 /// message on which steps of the metrics are made again.
@@ -73,6 +76,11 @@ pub(super) fn refuse(
         let path = checkpoint::path_of(&run.output, told);
         return Err(lost(path, Absent::Checkpoint, told, by));
     }
+    if *origin == Origin::GoesOn
+        && let Some(gap) = gap(run, output, logged, from)
+    {
+        return Ok(Some(gap));
+    }
     // Where nothing is saved the metrics may be those of the branch that was left, and its note says all.
     Ok((logged > from && *origin == Origin::GoesOn).then(|| match from {
         0 => format!(
@@ -83,6 +91,33 @@ pub(super) fn refuse(
             from + 1
         ),
     }))
+}
+
+/// Says which steps before the one that a run resumes from have no line in its metrics, beyond those between two lines.
+fn gap(run: &Run, output: &Output, logged: u64, from: u64) -> Option<String> {
+    if from == 0 {
+        return None;
+    }
+    let path = output.folder().at(METRICS);
+    let named = path.display();
+    if logged == 0 {
+        let how = match output.folder().found(METRICS) {
+            Ok(Found::Nothing) => "is not there",
+            _ => "has no step",
+        };
+        return Some(format!(
+            "warning: {named} {how}: of the steps up to {from} nothing is known but what the checkpoint has; the file \
+             begins with the next one"
+        ));
+    }
+    // Steps between two lines have none; the process before may have written fewer lines.
+    let settings = fs::read_to_string(output.folder().at(RUN)).unwrap_or_default();
+    let settings: Value = serde_json::from_str(&settings).unwrap_or_default();
+    let before = settings["log"]["every_steps"].as_u64().unwrap_or(1);
+    let every = before.max(run.log.every_steps);
+    (logged.saturating_add(every) < from).then(|| {
+        format!("warning: {named} ends at step {logged}: of the steps up to {from} it has no line")
+    })
 }
 
 /// Whether this run's state file is where its settings say: its records were looked at.

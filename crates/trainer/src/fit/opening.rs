@@ -73,7 +73,7 @@ pub(super) fn open<'a>(
         _ => total,
     };
     if let Some(state) = start.state().filter(|_| total < whole) {
-        observer.note(&state.best.why_ended(total, whole));
+        observer.note(&state.best.why_ended(run, total, whole));
     }
     if let Some(report) = ends::finished(run, &start, total, &evaluations) {
         observer.phase(None);
@@ -226,7 +226,7 @@ pub(super) fn open<'a>(
     let cadence = Cadence::of(run);
     if saves == Saves::All {
         let best = run.checkpoint.keep_best != KeepBest::None;
-        observer.note(&cadence.told(run.checkpoint.keep, best));
+        observer.note(&cadence.told(run.checkpoint.keep, best, run.checkpoint.on_error));
     }
     if let Some(staging) = &staging {
         observer.note(&checkpoint::background::describe(staging));
@@ -268,6 +268,7 @@ pub(super) fn open<'a>(
         durable,
         last_checkpoint: None,
         saved: None,
+        unsaved: Vec::new(),
         evaluations,
         best_before: None,
         gone_back: false,

@@ -1,11 +1,13 @@
 //! When a run saves, and what it does when it cannot.
+//!
+//! One file because room, cadence and what follows from a save are one story.
 
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lowtide_config::{KeepBest, Run};
+use lowtide_config::{KeepBest, OnUnsaved, Run};
 use lowtide_executor::Trace;
 use lowtide_model::HfWriter;
 use lowtide_planner::Tier;
@@ -63,7 +65,7 @@ impl Cadence {
     }
 
     /// For people, with how many are kept.
-    pub(super) fn told(&self, keep: u32, best: bool) -> String {
+    pub(super) fn told(&self, keep: u32, best: bool, on_error: OnUnsaved) -> String {
         let mut when = Vec::new();
         if self.steps > 0 {
             when.push(format!("every {} steps", self.steps));
@@ -81,7 +83,11 @@ impl Cadence {
             (n, false) => format!("the newest {n} are kept"),
             (n, true) => format!("the newest {n} and the best are kept"),
         };
-        format!("checkpoints: {}; {kept}", when.join(", "))
+        let stops = match on_error {
+            OnUnsaved::Continue => "",
+            OnUnsaved::Stop => "; one that cannot be written ends the run",
+        };
+        format!("checkpoints: {}; {kept}{stops}", when.join(", "))
     }
 }
 
@@ -270,6 +276,16 @@ impl Fit<'_> {
             return Err(e);
         }
         self.best_is_unsaved(step);
+        if self.unsaved.last() != Some(&step) {
+            self.unsaved.push(step);
+        }
+        if self.run.checkpoint.on_error == OnUnsaved::Stop {
+            return Err(TrainError::Unsaved {
+                step,
+                source: Box::new(e),
+                older: self.last_checkpoint.clone(),
+            });
+        }
         let older = match &self.last_checkpoint {
             Some(older) => format!("the newest checkpoint is {}", older.display()),
             None => "there is no checkpoint yet".to_owned(),
@@ -329,7 +345,7 @@ impl Fit<'_> {
         self.note_state();
         self.observer.phase(Some(Phase::Saving));
         let decoder = Arc::clone(self.session.decoder());
-        let told = self.room.resize(self.output.folder(), self.sizes.model);
+        let told = self.lend_room();
         self.tell(told);
         let homes = self.session.homes()?;
         let saved = checkpoint::save(&self.output, decoder.workload(), &homes, &self.state);
@@ -347,10 +363,19 @@ impl Fit<'_> {
         self.observer.saved(step, &path);
         self.last_checkpoint = Some(path);
         self.saved = Some(step);
+        // It may have been tried before.
+        self.unsaved.retain(|&unsaved| unsaved != step);
         self.best_is_in_place(step);
         let marked = super::branch::saved(&mut self.output, step);
         self.tell(marked.err().map(|e| format!("warning: {e}")));
         self.prune(step, kept_best);
+    }
+
+    /// Gives up the room of one checkpoint, which is about to be written: its file takes as much at once. That of the
+    /// others and of the model stays held.
+    pub(super) fn lend_room(&mut self) -> Option<String> {
+        let Sizes { checkpoint, model } = self.sizes;
+        self.room.lend(self.output.folder(), checkpoint, model)
     }
 
     /// Keeps room for the checkpoints to come.
@@ -451,12 +476,13 @@ mod tests {
         one.saved(later(60));
         assert!(!one.due(7, later(119)) && one.due(7, later(120)));
         assert_eq!(
-            cadence(5, Some(Duration::from_secs(90))).told(2, false),
+            cadence(5, Some(Duration::from_secs(90))).told(2, false, OnUnsaved::Continue),
             "checkpoints: every 5 steps, every 1.5 minutes, at the end; the newest 2 are kept"
         );
         assert_eq!(
-            cadence(0, None).told(1, true),
-            "checkpoints: after each evaluation that is the best, at the end; the newest and the best are kept"
+            cadence(0, None).told(1, true, OnUnsaved::Stop),
+            "checkpoints: after each evaluation that is the best, at the end; the newest and the best are kept; one that \
+             cannot be written ends the run"
         );
     }
 

@@ -93,6 +93,7 @@ impl Fit<'_> {
                     others.iter().fold(b.0, |sum, held| sum + held.most.0)
                 }),
             stopped: ends.stopped,
+            unsaved: self.unsaved.clone(),
             compared: self.saves == Saves::Nothing,
             nothing_to_do: false,
             output: ends.output.clone(),

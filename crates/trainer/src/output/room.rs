@@ -91,6 +91,13 @@ impl Room {
         }
     }
 
+    /// Gives up `bytes` of what is kept, but `least` of it, for what is about to be written. Returns a message as
+    /// [`Room::resize`].
+    pub fn lend(&mut self, folder: &Folder, bytes: u64, least: u64) -> Option<String> {
+        let left = self.bytes.saturating_sub(bytes).max(least);
+        self.resize(folder, left.min(self.bytes))
+    }
+
     /// Changes how many bytes are kept. Returns a message for the user if there are not as many.
     pub fn resize(&mut self, folder: &Folder, bytes: u64) -> Option<String> {
         if bytes <= self.bytes {
@@ -128,4 +135,33 @@ fn is_full(e: &std::io::Error) -> bool {
     [Errno::NOSPC, Errno::DQUOT]
         .iter()
         .any(|full| e.raw_os_error() == Some(full.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lent_for_one_checkpoint_leaves_that_of_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let mut room = Room::keep(&folder, 7 << 20).unwrap();
+        let held = |room: &Room| {
+            let file = room.file.as_ref().expect("a file system that has them");
+            (room.bytes, file.metadata().unwrap().blocks() * 512)
+        };
+        for (want, note) in [
+            (5, "one of three"),
+            (3, "one of two"),
+            (1, "the last"),
+            (1, "none"),
+        ] {
+            assert_eq!(room.lend(&folder, 2 << 20, 1 << 20), None);
+            assert_eq!(held(&room), (want << 20, want << 20), "{note}");
+        }
+        // What was not there to be kept is not asked for now.
+        room.resize(&folder, 1 << 19);
+        assert_eq!(room.lend(&folder, 2 << 20, 1 << 20), None);
+        assert_eq!(held(&room), (1 << 19, 1 << 19));
+    }
 }
