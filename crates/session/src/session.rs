@@ -640,11 +640,13 @@ impl Session {
         ranks.filter_map(|rank| rank.runner.disk())
     }
 
-    /// The state files need not outlive the session: what they hold is saved elsewhere.
+    /// The state files need not outlive the session: what they hold is saved elsewhere. Their names are gone when this
+    /// returns, the first rank's before any other: a start that finds another rank's alone takes its place, one that
+    /// found the first's alone would have to ask for the others.
     pub fn discard_disk(&self) {
+        self.disks().for_each(Disk::discard);
         let there = self.ranks.there.iter();
         there.for_each(|remote| remote.discard());
-        self.disks().for_each(Disk::discard);
     }
 
     /// The rounded gradient of a piece that waits for its update, as bytes; exact clipping, after

@@ -376,7 +376,8 @@ impl Disk {
         Ok(())
     }
 
-    /// The state files go when the disk is dropped, also those that were to be kept.
+    /// The state files go, also those that were to be kept: their names when this returns, the one with the journal
+    /// first, without which the others are nothing; their bytes when the disk is dropped. Until then it works on.
     pub fn discard(&self) {
         self.files.iter().for_each(|file| file.discard());
     }

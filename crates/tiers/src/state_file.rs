@@ -43,6 +43,8 @@ pub(crate) struct StateFile {
     keep: AtomicBool,
     /// It has the name [`NAME`]; before that a drop removes it.
     named: AtomicBool,
+    /// Its name was taken away.
+    gone: AtomicBool,
 }
 
 impl StateFile {
@@ -104,6 +106,7 @@ impl StateFile {
             // Whatever goes wrong from here on, it stays.
             keep: AtomicBool::new(true),
             named: AtomicBool::new(true),
+            gone: AtomicBool::new(false),
         };
         let meta = state.meta()?;
         if let Some(what) = too_short(meta.len(), old) {
@@ -139,6 +142,7 @@ impl StateFile {
             note: None,
             keep: AtomicBool::new(header.keep),
             named: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
         };
         litter::add(&pending);
         let fail = |action, e: io::Error| TierError::file(action, &pending, &e);
@@ -213,10 +217,26 @@ impl StateFile {
         Ok(bytes)
     }
 
-    /// The file goes when it is closed, whatever its header says.
+    /// The file goes, whatever its header says: its name now, its bytes when it is closed. Nobody who is killed between
+    /// the two leaves a name to a state of which other files are gone already.
     pub(crate) fn discard(&self) {
         self.keep.store(false, Ordering::Relaxed);
-        litter::add(&self.now());
+        self.unlink();
+        // A name that comes back with a power loss is one of a state that is saved elsewhere.
+        let _ = self.parent.sync_all();
+    }
+
+    /// Takes the name away, once. The directory is locked, so the name is still this file's.
+    fn unlink(&self) {
+        if self.gone.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // If it fails there is nobody to tell and nothing is lost. By the directory: what its path leads to by now may
+        // be another one, with another's state.
+        let named = self.named.load(Ordering::Relaxed);
+        let name = if named { NAME } else { PENDING };
+        let _ = rustix::fs::unlinkat(&self.parent, name, AtFlags::empty());
+        litter::remove(&self.now());
     }
 
     /// Opens it again for direct I/O and reads the header through that, as a trial.
@@ -291,11 +311,7 @@ impl Drop for StateFile {
     fn drop(&mut self) {
         let named = self.named.load(Ordering::Relaxed);
         if !named || !self.keep.load(Ordering::Relaxed) {
-            // The directory is still locked; if it fails there is nobody to tell and nothing is lost. By the
-            // directory: what its path leads to by now may be another one, with another's state.
-            let name = if named { NAME } else { PENDING };
-            let _ = rustix::fs::unlinkat(&self.parent, name, AtFlags::empty());
-            litter::remove(&self.now());
+            self.unlink();
         }
     }
 }

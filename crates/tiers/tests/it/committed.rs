@@ -276,3 +276,24 @@ fn kept_files_stay_until_what_replaces_them_is_published() {
     drop(disk);
     assert_eq!(dirs.proven().unwrap(), 1);
 }
+
+#[test]
+fn a_discarded_state_has_no_name_any_more_and_works_until_it_is_closed() {
+    let dirs = Dirs::made(3, 0);
+    let disk = dirs.open(Open::Existing).unwrap();
+    assert_eq!(disk.prove().unwrap().sequence, 3);
+    disk.discard();
+    for i in [0, 1] {
+        assert!(!dirs.state(i).exists(), "drive {i}");
+    }
+    commit(&disk, 4);
+    for (e, bytes) in versions()[0].iter().zip(images(4)) {
+        assert!(crate::read(&disk, e.offset, e.bytes).unwrap() == bytes);
+    }
+    // Somebody who is killed here, as this process will be, leaves files without names, which a start does not see.
+    assert!(kept(&dirs.dir(0)).unwrap().is_none());
+    drop(disk);
+    for i in [0, 1] {
+        assert_eq!(std::fs::read_dir(dirs.dir(i)).unwrap().count(), 0);
+    }
+}
