@@ -10,11 +10,12 @@
 
 use std::io::{Write, stdout};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use lowtide_session::Requests;
+use lowtide_trainer::Farewell;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -41,6 +42,8 @@ pub struct Watch {
     stopped_by: Arc<AtomicI32>,
     /// What is left of a run whose process ends now.
     pub kept: Arc<Kept>,
+    /// Who else hears of a signal that ends this process at once: the other ranks of a launcher.
+    pub others: Arc<OnceLock<Farewell>>,
 }
 
 /// What is left of a run when its process ends: behind which step the next start goes on.
@@ -144,6 +147,7 @@ pub fn watch(json: bool) -> Result<Watch, CliError> {
         requests: Requests::new(),
         stopped_by: Arc::default(),
         kept: Arc::default(),
+        others: Arc::default(),
     };
     let mine = watch.clone();
     std::thread::Builder::new()
@@ -174,14 +178,15 @@ impl Watch {
             Some(first) if first.elapsed() < SAME_WISH => {}
             _ => {
                 self.stopped_by.store(signal, Ordering::Release);
-                end(Signal(signal), &self.kept, json);
+                end(Signal(signal), self, json);
             }
         }
     }
 }
 
 /// Ends the process without waiting for anything that it does.
-fn end(signal: Signal, kept: &Kept, json: bool) {
+fn end(signal: Signal, watch: &Watch, json: bool) {
+    let kept = &watch.kept;
     let code = i32::from(signal.code());
     // Nothing below may hold the end up: whoever reads may be asleep, and another thread may hold a lock.
     let timer = std::thread::Builder::new().spawn(move || {
@@ -192,6 +197,9 @@ fn end(signal: Signal, kept: &Kept, json: bool) {
         exit(code);
     }
     lowtide_session::abandon();
+    if let Some(others) = watch.others.get() {
+        others.say(signal.0, signal.name());
+    }
     view::restore();
     if json {
         let answer = json!({

@@ -11,7 +11,7 @@ use lowtide_config::Run;
 use lowtide_planner::Tier;
 use lowtide_planner::explain::{explain, explain_choices, lane_of};
 use lowtide_planner::traffic::explain_cores;
-use lowtide_trainer::error::MeetError;
+use lowtide_trainer::error::{CommError, ExecError, MeetError};
 use lowtide_trainer::{
     Evaluation, Met, Observer, Phase, Planned, Replan, StepLine, TrainError, When, follow,
 };
@@ -42,15 +42,36 @@ pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
         }
         (run, met) => (run?, met?),
     };
+    // Set once: a process is one rank.
+    let _ = watch.others.set(met.farewell());
     match launch.world.rank {
         0 => lead(args, &run, Some(&met), out, watch),
         rank => {
-            follow(&run, &met, &watch.requests)?;
-            let signal = watch.stopped_by();
-            let answer = json!({ "rank": rank, "signal": signal.map(Signal::name) });
-            Ok((answer, signal.map_or(0, Signal::code)))
+            let ended = match follow(&run, &met, &watch.requests) {
+                Err(e) => signal_of(&e, watch).ok_or(e)?,
+                Ok(signal) => signal.map(|signal| Signal::of_another(Some(signal))),
+            };
+            let answer = json!({ "rank": rank, "signal": ended.map(Signal::name) });
+            Ok((answer, ended.map_or(0, Signal::code)))
         }
     }
+}
+
+/// The signal by which another rank's process has ended, where that is all that is wrong: as it says, or, of one that
+/// could not say so, the one that came to this process, too.
+fn signal_of(e: &TrainError, watch: &Watch) -> Option<Option<Signal>> {
+    let TrainError::Exec(ExecError::Ranks { source, .. }) = e else {
+        return None;
+    };
+    let signal = match source {
+        CommError::Signalled { rank, signal, name } => {
+            complain(&format!("the process of rank {rank} was ended by {name}"));
+            Some(Signal::of_another(Some(*signal)))
+        }
+        CommError::Gone { .. } | CommError::Stopped { .. } => watch.stopped_by(),
+        _ => None,
+    };
+    signal.map(Some)
 }
 
 /// Trains, of several ranks that a launcher has started as the first.

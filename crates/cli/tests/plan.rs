@@ -1,4 +1,6 @@
 //! `lowtide plan`: what it prints, for what fits and for what does not.
+//!
+//! One file because its tests read the same answers of one command.
 
 use std::process::Command;
 
@@ -61,8 +63,8 @@ fn a_plan_that_fits_says_where_and_how_long() {
         (waited + gpu - step).abs() < 0.02 * step,
         "{waited} + {gpu}, {step}"
     );
-    let outlook = &plan["outlook"];
-    for other in outlook["alternatives"].as_array().expect("a list") {
+    let what_if = &plan["outlook"];
+    for other in what_if["alternatives"].as_array().expect("a list") {
         let bytes: Vec<f64> = (0..3)
             .map(|t| number(other, &format!("/bytes/{t}")))
             .collect();
@@ -72,7 +74,7 @@ fn a_plan_that_fits_says_where_and_how_long() {
         );
         assert!(number(other, "/step_seconds") > 0.0);
     }
-    let more = outlook["more"].as_array().expect("a list");
+    let more = what_if["more"].as_array().expect("a list");
     assert_eq!(more.len(), 3, "one for each budget");
     for unit in more {
         assert!(
@@ -80,7 +82,7 @@ fn a_plan_that_fits_says_where_and_how_long() {
             "{unit}"
         );
     }
-    let faster = outlook["faster"].as_array().expect("a list");
+    let faster = what_if["faster"].as_array().expect("a list");
     let links: Vec<&str> = faster.iter().filter_map(|f| f["link"].as_str()).collect();
     assert_eq!(links, ["host-to-device", "device-to-host", "disk"]);
     for link in faster {
@@ -89,7 +91,38 @@ fn a_plan_that_fits_says_where_and_how_long() {
     }
     // This plan waits for what it moves, and a GB/s more brings it sooner.
     let gained = |f: &Value| number(f, "/step_seconds") < step;
-    assert!(faster.iter().any(gained), "{outlook}");
+    assert!(faster.iter().any(gained), "{what_if}");
+}
+
+/// The search knows what one rank has of a host's memory and drives; what is advised is what a user gives.
+#[test]
+fn what_more_of_a_budget_buys_is_of_the_budget_whatever_the_ranks() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("machine.json");
+    let file = root().join("examples/machines/h200.json");
+    let text = std::fs::read_to_string(file).expect("a file of the repository");
+    let mut machine: Value = serde_json::from_str(&text).expect("JSON");
+    machine["net"] = json!({ "ranks": 4, "rate": 2e11, "latency": 3e-5 });
+    std::fs::write(&path, machine.to_string()).expect("written");
+    let path = path.to_str().expect("text");
+    let advice = |gpus: &str, budgets: [&str; 3]| {
+        let plan = plan_of("qwen2.5-0.5b", ["1", "512", "4"], budgets);
+        let (code, plan) = answer(&[&plan[..], &["--gpus", gpus, "--machine", path]].concat());
+        assert_eq!(code, 0, "{plan}");
+        ["device", "host"].map(|tier| {
+            let all = plan["outlook"]["more"].as_array().expect("a list");
+            let found = all.iter().find(|more| more["tier"] == tier);
+            number(
+                found.unwrap_or_else(|| panic!("{tier} in {plan}")),
+                "/bytes",
+            )
+        })
+    };
+    // Each of four has a quarter of the host, and needs a quarter of what one needs there.
+    let one = advice("1", ["2GiB", "4GiB", "20GiB"]);
+    let four = advice("4", ["2GiB", "4GiB", "20GiB"]);
+    assert_eq!(four[0], one[0], "a GPU's own");
+    assert!((four[1] / one[1] - 1.0).abs() < 0.01, "{four:?} {one:?}");
 }
 
 #[test]

@@ -149,6 +149,16 @@ pub enum CommError {
         /// What stopped it, as that rank reported it.
         why: String,
     },
+    /// A signal ended a rank's process at once.
+    #[error("the process of rank {rank} was ended by {name}")]
+    Signalled {
+        /// Rank whose process it was.
+        rank: usize,
+        /// The signal's number.
+        signal: i32,
+        /// The signal's name.
+        name: String,
+    },
     /// A rank's process is gone without a word.
     #[error("the process of rank {rank} has ended")]
     Gone {
@@ -190,7 +200,7 @@ impl CommError {
     /// Whether it only reports that another rank has ended.
     #[must_use]
     pub fn is_consequence(&self) -> bool {
-        matches!(self, Self::Stopped { .. })
+        matches!(self, Self::Stopped { .. } | Self::Signalled { .. })
     }
 }
 

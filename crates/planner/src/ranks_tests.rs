@@ -298,6 +298,21 @@ fn each_rank_keeps_its_share() {
     assert_eq!(four.prediction.lanes.len(), 6);
 }
 
+/// What the search counts of a parameter is what its piece has.
+#[test]
+fn each_rank_keeps_all_of_a_frozen_parameter() {
+    let w = of_ranks(frozen(workload(2, 1), &[2, 3]), 4);
+    let choice = Choice::resident(&w);
+    let plan = build(&w, &choice, Clip::Exact, Budgets::UNLIMITED, &machine());
+    for piece in plan.pieces.iter() {
+        let kept: u64 = piece.of(&w).iter().map(|p| w.kept(p)).sum();
+        // A piece is padded once more, to whole pages.
+        let own = piece.own(4);
+        assert!(kept <= own && own < kept + 4096, "{kept} {piece:?}");
+    }
+    assert!(plan.pieces.iter().any(|piece| piece.frozen));
+}
+
 #[test]
 fn ranks_share_what_the_host_has_and_keep_what_a_gpu_has() {
     let mut one = machine();

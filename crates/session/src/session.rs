@@ -142,6 +142,12 @@ pub(crate) fn config_of(
     Ok(Some(config.fit(need)?))
 }
 
+/// Whether each task is waited for before the next is begun, so that a device's error names its own
+/// (`LOWTIDE_SYNC=1`). Asked in every process of a run: a launcher gives all of them the same environment.
+pub(crate) fn synchronous() -> bool {
+    std::env::var_os("LOWTIDE_SYNC").is_some_and(|v| v == "1")
+}
+
 /// The device's memory and the host's, as large as planned.
 fn reserve(plan: &Plan, gpu: Option<&Gpu>, poison: bool) -> Result<(Memory, Memory), SessionError> {
     let fill = if poison { Fill::Poison } else { Fill::Zero };
@@ -299,7 +305,7 @@ impl Session {
                 mode: options.mode.of_rank(rank),
                 gpu,
                 comm,
-                synchronous: std::env::var_os("LOWTIDE_SYNC").is_some_and(|v| v == "1"),
+                synchronous: synchronous(),
                 threads,
                 threads_before,
                 poison: options.poison,

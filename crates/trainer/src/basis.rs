@@ -11,6 +11,7 @@ use lowtide_executor::Trace;
 use lowtide_measure::{ProbeOptions, RankWork, probe};
 use lowtide_model::Decoder;
 use lowtide_planner::search::fits_any;
+use lowtide_planner::search::links::Link;
 pub use lowtide_planner::search::outlook::Outlook as WhatIf;
 use lowtide_planner::search::outlook::plan_with_outlook;
 use lowtide_planner::{
@@ -295,7 +296,17 @@ impl<'a> Basis<'a> {
         };
         let larger = decoder_of(self.run, batch, self.target)?;
         let more = [(more, larger.workload())];
-        self.make(pins, |request| plan_with_outlook(request, &more))
+        let (plan, mut look) = self.make(pins, |request| plan_with_outlook(request, &more))?;
+        // The search knows one rank's part of what the ranks of a host share, a user gives the whole.
+        let ranks = self.run.gpus_of_host();
+        for more in look.more.iter_mut().filter(|m| m.tier != Tier::Device) {
+            more.bytes = Bytes(more.bytes.0 * u64::from(ranks));
+        }
+        let shared = |link| link == Link::Disk || !self.machine.cuda;
+        for faster in look.faster.iter_mut().filter(|f| shared(f.link)) {
+            faster.more.0 *= f64::from(ranks);
+        }
+        Ok((plan, look))
     }
 
     /// The run with its plan, before anything of it is reserved.

@@ -231,7 +231,7 @@ pub fn lead(
     let done = train_with(run, observer, requests, Some(&others));
     // Before the way to the others goes, which on GPUs would wait for them.
     match &done {
-        Ok(_) => others.end(),
+        Ok(report) => others.end(requests.stopped_by().filter(|_| report.stopped)),
         Err(e) => met.party.stop(&e.to_string()),
     }
     done

@@ -2,8 +2,8 @@
 //! come together, and what those do that are not the first.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lowtide_config as config;
@@ -248,6 +248,27 @@ fn differs(key: &str, a: &Value, b: &Value) -> Option<(String, String, String)> 
     (a != b).then(|| (key.to_owned(), a.to_string(), b.to_string()))
 }
 
+impl Met {
+    /// What tells the others of a signal. It keeps none of them waiting for this process's end.
+    #[must_use]
+    pub fn farewell(&self) -> Farewell {
+        Farewell(Arc::downgrade(&self.party))
+    }
+}
+
+/// Tells the other ranks' processes of a signal that ends this one at once; nobody where they have parted.
+#[derive(Clone, Debug)]
+pub struct Farewell(Weak<Party>);
+
+impl Farewell {
+    /// Tells them. It may take seconds where one of them does not take it.
+    pub fn say(&self, signal: i32, name: &str) {
+        if let Some(party) = self.0.upgrade() {
+            party.end_by(signal, name);
+        }
+    }
+}
+
 /// The first rank's way to the others.
 #[derive(Clone, Debug)]
 pub struct Others {
@@ -283,9 +304,10 @@ impl Others {
         self.group.clone()
     }
 
-    /// Ends the processes of the other ranks.
-    pub(crate) fn end(&self) {
-        self.group.there.iter().for_each(|remote| remote.end());
+    /// Ends the processes of the other ranks; `signal`: what ended the run before its last step.
+    pub(crate) fn end(&self, signal: Option<i32>) {
+        let there = self.group.there.iter();
+        there.for_each(|remote| remote.end(signal));
     }
 }
 
@@ -361,11 +383,12 @@ fn unconnected(e: CommError) -> TrainError {
 }
 
 /// Does a rank's part of a run whose first rank is another process, until that one says that all is done. What this
-/// process is asked is passed on to it.
+/// process is asked is passed on to it. Returns the signal that ended the run before its last step, if one did: what
+/// came to this process alone may have come too late.
 ///
 /// # Errors
 /// What went wrong here; that another rank has stopped, with why.
-pub fn follow(run: &Run, met: &Met, requests: &Requests) -> Result<(), TrainError> {
+pub fn follow(run: &Run, met: &Met, requests: &Requests) -> Result<Option<i32>, TrainError> {
     let (party, gpu) = (&met.party, met.gpu.as_ref());
     let work = || {
         let device = device::of_rank(run, &shape_of(run)?, gpu)?;
@@ -409,7 +432,7 @@ pub fn follow(run: &Run, met: &Met, requests: &Requests) -> Result<(), TrainErro
         let _ = passing.join();
         Ok(served?)
     };
-    let done: Result<(), TrainError> = work();
+    let done: Result<Option<i32>, TrainError> = work();
     if let Err(e) = &done {
         party.stop(&e.to_string());
     }

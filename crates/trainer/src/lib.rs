@@ -64,7 +64,7 @@ pub use fit::{
 pub use generate::{Passes, Sampling};
 pub use hub::{Names, resolve};
 pub use judging::Judging;
-pub use launch::{Launch, Met, follow};
+pub use launch::{Farewell, Launch, Met, follow};
 pub use looking::data;
 pub use lowtide_report::outcome::TrainReport;
 pub use open::load_model;

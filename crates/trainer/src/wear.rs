@@ -36,11 +36,13 @@ impl Wear {
         let steps_a_day = DAY / plan.prediction.step_seconds.0;
         let daily = step_bytes.0 as f64 * steps_a_day;
         let rated = machine.disk.and_then(|d| d.rated_writes);
+        let hosts = f64::from(machine.net.map_or(1, |net| net.hosts.max(1)));
         (step_bytes > Bytes::ZERO).then(|| Self {
             step_bytes,
             activation_bytes: activations_written(plan),
             year_bytes: Bytes((daily * 365.0) as u64),
-            rated_days: rated.map(|rated| rated.0 as f64 / daily),
+            // Rated is what one host's drives take, written what those of all hosts get.
+            rated_days: rated.map(|rated| rated.0 as f64 / (daily / hosts)),
         })
     }
 }

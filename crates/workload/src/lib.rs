@@ -521,6 +521,16 @@ impl Workload {
         align_up(param.elements, PARAM_ALIGN * u64::from(self.cuts()))
     }
 
+    /// Numbers that each rank keeps of a parameter, padding included: its share, and all of a frozen one, which no rank
+    /// updates.
+    #[must_use]
+    pub fn kept(&self, param: &Param) -> u64 {
+        match param.frozen {
+            true => self.padded(param),
+            false => self.padded(param) / u64::from(self.ranks),
+        }
+    }
+
     /// The numbers of a parameter that a rank keeps and updates; none where padding is all that is left for it.
     #[must_use]
     pub fn share(&self, param: &Param, rank: u32) -> Range<u64> {

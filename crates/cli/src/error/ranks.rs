@@ -16,12 +16,13 @@ pub fn advice(e: &CommError) -> Vec<String> {
             one("a GPU or the way to it stands still: NCCL_DEBUG=INFO tells what NCCL does")
         }
         CommError::Gone { .. } => one(
-            "it was killed, perhaps by the system for want of memory (dmesg tells); the newest checkpoint is whole, and the \
-             same command goes on from it",
+            "it was killed, perhaps by the system for want of memory (dmesg tells); the newest checkpoint, if one was \
+             written, is whole, and the same command goes on from it",
         ),
-        CommError::Stopped { .. } => {
-            one("what that rank has printed tells more; the newest checkpoint is whole")
-        }
+        CommError::Signalled { .. } => one("the same command goes on from what is saved"),
+        CommError::Stopped { .. } => one(
+            "what that rank has printed tells more; the newest checkpoint, if one was written, is whole",
+        ),
         CommError::Differs { .. } => Vec::new(),
     }
 }

@@ -90,6 +90,14 @@ impl Life {
                     rank: peer,
                     why: why.to_owned(),
                 }),
+                ("signal", what) => {
+                    let (number, name) = what.split_once(' ').unwrap_or((what, "a signal"));
+                    self.set(CommError::Signalled {
+                        rank: peer,
+                        signal: number.parse().unwrap_or(0),
+                        name: name.to_owned(),
+                    });
+                }
                 ("ask", what) => {
                     let signal = what.strip_prefix("stop ").and_then(|n| n.parse().ok());
                     let ask = match what {
@@ -167,6 +175,12 @@ impl Life {
         }
     }
 
+    /// Tells all that a signal ends this process, which does not wait for what it does.
+    pub fn end_by(&self, signal: i32, name: &str) {
+        let message = format!("signal {signal} {name}");
+        (0..self.lines.len()).for_each(|to| self.tell(to, &message));
+    }
+
     /// Ends with an error of the exchange itself, which all get.
     pub fn fail(&self, error: CommError) -> CommError {
         let message = format!("stop {error}");
@@ -221,11 +235,25 @@ impl Life {
         }
     }
 
-    /// Reports to every peer that this process ends as planned, and closes the lines.
+    /// Cuts the line to one peer without a word.
+    #[cfg(test)]
+    pub fn cut_line(&self, to: usize) {
+        if let Some(line) = &self.lines[to] {
+            let _ = lock(line).shutdown();
+        }
+    }
+
+    /// Reports to every peer that this process ends, and closes the lines: as planned, or with why it has ended. That
+    /// may be something that only this process knows, as that its line to another one broke.
     pub fn close(&self) {
         self.over.store(true, Ordering::Release);
+        let message = match self.ended() {
+            None => "end".to_owned(),
+            Some(CommError::Stopped { rank, why }) if rank == self.rank => format!("stop {why}"),
+            Some(error) => format!("stop {error}"),
+        };
         for (to, line) in self.lines.iter().enumerate() {
-            self.tell(to, "end");
+            self.tell(to, &message);
             if let Some(line) = line {
                 let _ = lock(line).shutdown();
             }

@@ -465,9 +465,25 @@ impl Meeting {
         let most = self.limit + LATE + WORD;
         let waits = line.set_read_timeout(Some(most));
         waits.map_err(system("a line to rank 0"))?;
-        let verdict = receive(&mut line, MOST).ok().flatten();
-        let Some(verdict) = verdict else {
-            return Err(MeetError::Refused("rank 0 has ended".to_owned()));
+        let verdict = match receive(&mut line, MOST) {
+            Ok(Some(verdict)) => verdict,
+            Ok(None) => return Err(MeetError::Refused("rank 0 has ended".to_owned())),
+            Err(e) => {
+                // Who is there may be no rank at all: a port that another program has.
+                let why = match e.kind() {
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut => "who is there does not answer",
+                    ErrorKind::ConnectionReset => "rank 0 has ended",
+                    _ => "who is there does not answer as rank 0 does",
+                };
+                return Err(match &self.far {
+                    Some(far) => MeetError::Unreached {
+                        at: far.to_string(),
+                        seconds: most.as_secs(),
+                        why: why.to_owned(),
+                    },
+                    None => MeetError::Refused(why.to_owned()),
+                });
+            }
         };
         match (verdict.strip_prefix(YES), verdict.strip_prefix(NO)) {
             (Some(word), _) if self.far.is_none() => Ok((vec![line], word.to_owned())),
@@ -650,6 +666,11 @@ impl Party {
         self.life.stop(why);
     }
 
+    /// Tells all others that a signal ends this process at once: what it does is broken off.
+    pub fn end_by(&self, signal: i32, name: &str) {
+        self.life.end_by(signal, name);
+    }
+
     /// Why they have ended, if one of them has.
     #[must_use]
     pub fn ended(&self) -> Option<CommError> {
@@ -680,6 +701,10 @@ impl Party {
 
 impl Drop for Party {
     fn drop(&mut self) {
+        // Its thread did not get to say why it ends.
+        if std::thread::panicking() {
+            self.life.stop("it panicked");
+        }
         self.life.close();
     }
 }

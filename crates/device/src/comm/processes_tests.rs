@@ -1,4 +1,6 @@
 //! Threads in the place of processes: they meet at the same sockets.
+//!
+//! One file because its tests make groups with the same few functions.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
@@ -261,6 +263,39 @@ fn what_waits_elsewhere_is_freed_at_the_end() {
         ranks[1].stop("once more");
         assert!(freed.try_recv().is_err(), "once each");
     }
+}
+
+/// A rank whose line to another one broke, or whose thread panicked, passes that on to those who could not know.
+#[test]
+fn an_end_that_only_some_know_of_comes_to_all() {
+    let mut ranks = group(3);
+    let last = ranks.pop().expect("three");
+    let (sender, freed) = std::sync::mpsc::channel();
+    last.at_end(move || sender.send(()).expect("it listens"));
+    ranks[0].life.cut_line(1);
+    while ranks.iter().any(|party| party.ended().is_none()) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(last.ended(), None, "its own lines are whole");
+    drop(ranks);
+    let next = freed.recv_timeout(Duration::from_secs(10));
+    next.expect("it hears of the end of the others");
+    let end = last.ended().expect("an end").to_string();
+    assert!(end.contains("the process of rank"), "{end}");
+
+    let mut ranks = group(2);
+    let first = ranks.pop().expect("two");
+    let panicked = std::thread::spawn(move || {
+        let _party = first;
+        panic!("on purpose");
+    });
+    panicked.join().expect_err("it panicked");
+    let begin = Instant::now();
+    while ranks[0].ended().is_none() && begin.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let why = "it panicked".to_owned();
+    assert_eq!(ranks[0].ended(), Some(CommError::Stopped { rank: 1, why }));
 }
 
 #[test]

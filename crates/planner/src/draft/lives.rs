@@ -48,7 +48,15 @@ impl Emitter<'_> {
                     let end = times.ends[op];
                     op += 1;
                     now = times.starts.get(op).copied().unwrap_or(end);
-                    end
+                    match task.lane {
+                        // Stands among the operations, and takes none of the gpu's time.
+                        Lane::NET => {
+                            let free = lanes.entry(task.lane.idx()).or_insert(0.0);
+                            *free = free.max(end) + self.rates.task(task, self.pieces, &self.slots);
+                            *free
+                        }
+                        _ => end,
+                    }
                 }
                 _ if task.lane.kind == LaneKind::Gpu => now,
                 _ => {
@@ -140,7 +148,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// The pool whose bytes a slot may live on with after its last use in plan order, if that is a copy or
+    /// The pool whose bytes a slot may live on with after its last use in plan order, if that is a copy, an exchange or
     /// work of the host.
     fn pool(&self, s: &DraftSlot) -> Option<usize> {
         let lane = self.tasks[s.death].lane;
@@ -150,7 +158,7 @@ impl Emitter<'_> {
         );
         match (s.tier, s.tensor) {
             (_, Tensor::Workspace) | (Tier::Disk, _) => None,
-            (Tier::Device, _) if !matches!(lane, Lane::D2H | Lane::DISK_WRITE) => None,
+            (Tier::Device, _) if !matches!(lane, Lane::D2H | Lane::DISK_WRITE | Lane::NET) => None,
             (Tier::Device, _) => Some(if of_update { 2 } else { 0 }),
             (Tier::Host, Tensor::Gradient(_)) => Some(3),
             (Tier::Host, _) if of_update && lane != Lane::H2D => Some(3),

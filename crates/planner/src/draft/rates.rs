@@ -211,7 +211,9 @@ impl Rates {
             (Work::Read, _) => self.read(bytes, direct()),
             (Work::Write, _) => self.write(bytes, direct()),
             (Work::Update { piece }, Lane::HOST) => self.host.of(pieces[piece].own(self.ranks)),
-            (Work::AllGather { .. }, _) => self.gather(bytes),
+            (Work::AllGather { .. } | Work::AllToAll { .. }, _) => {
+                self.net.of(task.moved(self.ranks).0)
+            }
             _ => 0.0,
         }
     }

@@ -8,7 +8,7 @@ use super::{Draft, Rates, draft};
 use crate::build::build;
 use crate::check::check;
 use crate::choice::{Ahead, Budgets, Choice, Clip, Processor, Saved};
-use crate::machine::Machine;
+use crate::machine::{Machine, NetRates};
 use crate::plan::{Lane, PartName, Plan, Tensor, Tier, Use, Work};
 use crate::simulate::alone;
 use crate::testing::{machine, workload};
@@ -252,14 +252,37 @@ fn what_is_read_ahead_does_not_overrun_the_host() {
 fn a_slot_lives_until_its_copy_is_predicted_to_have_ended() {
     let w = workload(4, 1);
     // On a slow link a copy takes as long as several operations.
-    let m = apart(3e8);
-    let rates = Rates::new(&w, &m);
-    let mut c = moved(&w);
+    let slots = live_until_moved(&w, moved(&w), &apart(3e8), Lane::D2H);
+    assert!(slots > 5, "{slots} slots outlive their last task");
+}
+
+/// Else the next block's gradient gets the bytes of one that is being exchanged, and the gpu waits for every exchange.
+#[test]
+fn a_slot_lives_until_its_exchange_is_predicted_to_have_ended() {
+    let w = Workload {
+        ranks: 2,
+        ..workload(4, 1)
+    };
+    let mut m = apart(3e8);
+    m.net = Some(NetRates {
+        ranks: 2,
+        rate: BytesPerSecond(3e8),
+        latency: Seconds(1e-9),
+        hosts: 1,
+    });
+    let slots = live_until_moved(&w, Choice::resident(&w), &m, Lane::NET);
+    assert!(slots > 1, "{slots} slots outlive their last task");
+}
+
+/// How many slots live on behind the last task that uses them, each of them until that task of `lane` has ended.
+fn live_until_moved(w: &Workload, mut c: Choice, m: &Machine, lane: Lane) -> usize {
+    let rates = Rates::new(w, m);
     c.ahead.device = Ahead::UNLIMITED.device;
-    let d = draft(&w, &rates, &c, Clip::None, STEADY);
-    let plan = planned(&w, &c, &m);
+    c.ahead.updates = Ahead::UNLIMITED.updates;
+    let d = draft(w, &rates, &c, Clip::None, STEADY);
+    let plan = planned(w, &c, m);
     let tasks = &*d.parts[PartName::Steady];
-    let times = &*alone(&plan, &w, &m, PartName::Steady);
+    let times = &*alone(&plan, w, m, PartName::Steady);
     assert_eq!(tasks.len(), times.len());
     let (mut now, mut down, mut looked) = (0.0, 0.0f64, 0);
     let mut starts = vec![0.0; tasks.len()];
@@ -269,11 +292,7 @@ fn a_slot_lives_until_its_copy_is_predicted_to_have_ended() {
             now += times[i].0;
         }
     }
-    for (i, task) in tasks
-        .iter()
-        .enumerate()
-        .filter(|(_, t)| t.lane == Lane::D2H)
-    {
+    for (i, task) in tasks.iter().enumerate().filter(|(_, t)| t.lane == lane) {
         // It begins when what it reads is written.
         let writes = |t: &crate::plan::Task| {
             let mut args = t.args.iter();
@@ -283,7 +302,8 @@ fn a_slot_lives_until_its_copy_is_predicted_to_have_ended() {
         let written = writer.map_or(0.0, |t| starts[t] + times[t].0);
         down = down.max(written) + times[i].0;
         let slot = &d.slots[task.args[0].slot];
-        if slot.persistent || slot.tier != Tier::Device || task.work != Work::Copy {
+        let moves = matches!(task.work, Work::Copy | Work::AllToAll { .. });
+        if slot.persistent || slot.tier != Tier::Device || !moves {
             continue;
         }
         // The first operation after its death begins when the copy has ended.
@@ -298,7 +318,7 @@ fn a_slot_lives_until_its_copy_is_predicted_to_have_ended() {
             looked += usize::from(slot.death > i);
         }
     }
-    assert!(looked > 5, "{looked} slots outlive their last task");
+    looked
 }
 
 #[test]

@@ -82,14 +82,10 @@ impl Search<'_> {
             let params: Vec<&Param> = params
                 .filter(|p| !p.frozen || (weights && !based))
                 .collect();
-            let n: u64 = params
-                .iter()
-                .map(|p| w.padded(p) / u64::from(w.ranks))
-                .sum();
+            let n: u64 = params.iter().map(|p| w.kept(p)).sum();
             let state = |p: &Param| {
                 let own = std::slice::from_ref(p);
-                w.optimizer
-                    .state_bytes(w.precision, w.padded(p) / u64::from(w.ranks), own)
+                w.optimizer.state_bytes(w.precision, w.kept(p), own)
             };
             let (homes, bytes) = if weights {
                 (&mut choice.weights, n * w.precision.size())

@@ -49,7 +49,7 @@ impl Knobs {
             }
             for p in ids(&unit.params) {
                 let param = &w.params[p];
-                let n = w.padded(param) / u64::from(w.ranks);
+                let n = w.kept(param);
                 tensor = tensor.max(n * w.precision.size());
                 if !param.frozen {
                     let own = std::slice::from_ref(param);

@@ -89,10 +89,10 @@ impl Remote {
         })
     }
 
-    /// Tells it to end, well.
-    pub fn end(&self) {
+    /// Tells it to end, well; by which signal the run has ended, if it has before its last step.
+    pub fn end(&self, signal: Option<i32>) {
         // One that is gone has ended.
-        let _ = self.call(&Call::End, &[]);
+        let _ = self.call(&Call::End(signal), &[]);
     }
 
     pub(crate) fn open(

@@ -18,7 +18,7 @@ use super::wire::{Call, Fault, Opening, get, put};
 use crate::error::SessionError;
 use crate::homes::{Homes, Reach};
 use crate::ranks::{Rank, rank_folder, threads_before};
-use crate::session::{config_of, open_rank, set_clip};
+use crate::session::{config_of, open_rank, set_clip, synchronous};
 
 /// Longest read of a slot at once.
 const MOST: u64 = 1 << 24;
@@ -59,6 +59,7 @@ impl Seat {
             poison: opening.poison,
             watchdog: Duration::from_millis(opening.watchdog_ms),
             trace: Trace::NONE,
+            synchronous: synchronous(),
             ..Options::default()
         };
         let plan = Arc::new(opening.plan);
@@ -140,7 +141,7 @@ impl Seat {
                     disk.discard();
                 }
             }
-            Call::Open(_) | Call::Close | Call::Ask(_) | Call::End => {
+            Call::Open(_) | Call::Close | Call::Ask(_) | Call::End(_) => {
                 return Err(wrong("a call that is not the session's"));
             }
         }
@@ -162,7 +163,8 @@ fn wrong(what: &str) -> SessionError {
 }
 
 /// Does what the first rank's process asks of this one, with a model and a device of this one, until it says that all
-/// is done. Its drives may be in `dirs` alone. `ask` answers what is known outside of a session.
+/// is done. Its drives may be in `dirs` alone. `ask` answers what is known outside of a session. Returns the signal
+/// that ended the run before its last step, if one did, to whichever rank it came.
 ///
 /// # Errors
 /// What failed here, which is reported to the other ranks; or that another rank has stopped.
@@ -174,7 +176,7 @@ pub fn serve(
     decoder: &Arc<Decoder>,
     (comm, gpu, dirs): (&Arc<dyn Comm>, Option<&Gpu>, &[PathBuf]),
     ask: &mut dyn FnMut(Value) -> Result<Value, String>,
-) -> Result<(), SessionError> {
+) -> Result<Option<i32>, SessionError> {
     let rank = party.world().rank;
     assert!(rank > 0, "the first rank asks");
     let mut line = party.take_calls().pop().expect("a line to the first rank");
@@ -191,7 +193,7 @@ fn answer(
     decoder: &Arc<Decoder>,
     (comm, gpu, dirs): (&Arc<dyn Comm>, Option<&Gpu>, &[PathBuf]),
     ask: &mut dyn FnMut(Value) -> Result<Value, String>,
-) -> Result<(), SessionError> {
+) -> Result<Option<i32>, SessionError> {
     let rank = party.world().rank;
     let gone = || {
         SessionError::Exec(ExecError::Ranks {
@@ -203,7 +205,10 @@ fn answer(
     loop {
         let next = get::<Call>(line).map_err(|_| gone())?;
         let (call, body) = next.ok_or_else(gone)?;
-        let last = matches!(call, Call::End);
+        let last = match call {
+            Call::End(signal) => Some(signal),
+            _ => None,
+        };
         let done = match call {
             Call::Open(opening) => {
                 // What an earlier session had is free for this one.
@@ -213,7 +218,7 @@ fn answer(
                     .map(|opened| seat = Some(opened))
                     .map(|()| Vec::new())
             }
-            Call::Close | Call::End => {
+            Call::Close | Call::End(_) => {
                 drop(seat.take());
                 Ok(Vec::new())
             }
@@ -238,8 +243,8 @@ fn answer(
         };
         done?;
         answered.map_err(|_| gone())?;
-        if last {
-            return Ok(());
+        if let Some(signal) = last {
+            return Ok(signal);
         }
     }
 }

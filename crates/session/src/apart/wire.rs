@@ -54,8 +54,9 @@ pub(super) enum Call {
     Close,
     /// For what is known outside of a session.
     Ask(Value),
-    /// To end the process's part: after the answer it reads no further call.
-    End,
+    /// To end the process's part: after the answer it reads no further call. With the signal that ended the run before
+    /// its last step, if one did.
+    End(Option<i32>),
 }
 
 /// What a rank is opened with.

@@ -109,7 +109,12 @@ fn lines(changes: &[Change], [theirs, ours]: [&Value; 2]) -> Vec<String> {
 fn brief(a: &Value, b: &Value) -> [String; 2] {
     const MOST: usize = 200;
     const BEFORE: usize = 60;
-    let texts = [a.to_string(), b.to_string()];
+    // A key that only one of the two runs has.
+    let text = |v: &Value| match v {
+        Value::Null => "none".to_owned(),
+        v => v.to_string(),
+    };
+    let texts = [text(a), text(b)];
     if texts.iter().all(|text| text.chars().count() <= MOST) {
         return texts;
     }

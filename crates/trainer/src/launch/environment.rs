@@ -22,6 +22,20 @@ fn number(name: &str, value: &str) -> Result<usize, TrainError> {
     })
 }
 
+/// Whether there is no other rank.
+///
+/// # Errors
+/// A rank that so many do not have.
+fn is_alone(world: World) -> Result<bool, TrainError> {
+    let World { rank, size } = world;
+    match rank < size {
+        true => Ok(size == 1),
+        false => Err(TrainError::Launch(format!(
+            "the environment says rank {rank} of {size}"
+        ))),
+    }
+}
+
 impl Launch {
     /// What the environment says, read by `var`; none where there is no launcher, or one rank alone.
     ///
@@ -33,14 +47,10 @@ impl Launch {
             (Some(rank), Some(size)) => Self::by_torchrun(&var, (&rank, &size))?,
             _ => Self::by_slurm(&var)?,
         };
-        let found = found.filter(|launch| launch.world.size > 1);
         match found.as_ref().map(|launch| launch.world) {
             // Before anything is reserved for each of them. Another wrong number is an error when they meet.
             Some(World { size, .. }) if size > RANKS => Err(TrainError::Launch(format!(
                 "the environment says {size} ranks, but at most {RANKS} train together"
-            ))),
-            Some(World { rank, size }) if rank >= size => Err(TrainError::Launch(format!(
-                "the environment says rank {rank} of {size}"
             ))),
             _ => Ok(found),
         }
@@ -54,7 +64,7 @@ impl Launch {
             rank: number("RANK", rank)?,
             size: number("WORLD_SIZE", size)?,
         };
-        if world.size <= 1 {
+        if is_alone(world)? {
             return Ok(None);
         }
         let here = var("LOCAL_WORLD_SIZE").zip(var("LOCAL_RANK"));
@@ -112,7 +122,7 @@ impl Launch {
             rank: number("SLURM_PROCID", &rank)?,
             size: number("SLURM_NTASKS", &size)?,
         };
-        if world.size <= 1 {
+        if is_alone(world)? {
             return Ok(None);
         }
         let hosts = of("SLURM_STEP_NUM_NODES", "SLURM_NNODES");

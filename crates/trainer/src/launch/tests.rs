@@ -68,7 +68,8 @@ fn one_process_alone_and_a_batch_script_are_no_launch() {
             "{step}"
         );
     }
-    assert_eq!(found(&with(&SRUN, "SLURM_NTASKS", "1")), Ok(None));
+    let first = with(&SRUN, "SLURM_PROCID", "0");
+    assert_eq!(found(&with(&first, "SLURM_NTASKS", "1")), Ok(None));
 }
 
 const MANY: &str = "1000000000000";
@@ -104,6 +105,9 @@ fn unlike_hosts_and_half_an_environment_are_refused() {
         (with(&TORCHRUN, "LOCAL_RANK", ""), "LOCAL_RANK"),
         (with(&TORCHRUN, "MASTER_PORT", ""), "MASTER_PORT"),
         (with(&TORCHRUN, "RANK", "2"), "rank 2 of 2"),
+        (with(&TORCHRUN, "WORLD_SIZE", "1"), "rank 1 of 1"),
+        (with(&TORCHRUN, "WORLD_SIZE", "0"), "rank 1 of 0"),
+        (with(&SRUN, "SLURM_NTASKS", "1"), "rank 1 of 1"),
         (
             with(
                 &with(&TORCHRUN, "WORLD_SIZE", MANY),

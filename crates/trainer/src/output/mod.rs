@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 
 use lowtide_config::Run;
 use lowtide_report::{PAGE, REPORT};
+use lowtide_session::rank_folder;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::error::TrainError;
+use crate::launch::RANKS;
 use folder::{Folder, Found, Moved};
 use mark::{Branch, Holds, Kept, MARK, Mark};
 use replace::Shelf;
@@ -252,6 +254,9 @@ impl Drop for Output {
     fn drop(&mut self) {
         // Made for state files, by this process or one that was killed; one with something in it stays.
         if self.drive {
+            for rank in 0..RANKS {
+                let _ = self.folder.remove_empty(rank_folder(Path::new(DISK), rank));
+            }
             let _ = self.folder.remove_empty(DISK);
         }
         if !self.made {

@@ -86,7 +86,7 @@ fn child() {
         .meet(Ok(&run))
         .and_then(|met| match launch.world.rank {
             0 => lead(&run, &met, &mut Silent, &requests).map(drop),
-            _ => follow(&other(&run), &met, &requests),
+            _ => follow(&other(&run), &met, &requests).map(drop),
         });
     let end = done.map_or_else(|e| e.to_string(), |()| "ended well".to_owned());
     std::fs::write(format!("{file}.{}", launch.world.rank), end).expect("a writable folder");
