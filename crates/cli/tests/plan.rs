@@ -19,6 +19,20 @@ fn shape<'a>(name: &'a str, device: &'a str, host: &'a str, disk: &'a str) -> Ve
     plan_of(name, ["1", "512", "1"], [device, host, disk])
 }
 
+/// The device holds what the host has no room for, and copies ahead of their use are not what is in its place.
+#[test]
+fn a_refusal_names_less_host_memory_than_all_that_can_lie_there() {
+    let (code, refused) = answer(&shape("qwen2.5-7b", "24GiB", "32GiB", "0"));
+    assert_eq!(code, 2, "{refused}");
+    let (all, host) = (86 * GIB, number(&refused, "/nearest/host"));
+    assert!(host < 0.95 * all as f64, "{host}");
+    let error = refused["error"].as_str().expect("an error");
+    assert!(
+        error.contains("allowed are device 24.0 GiB, host 32.0 GiB"),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_plan_that_fits_says_where_and_how_long() {
     let (code, plan) = answer(&shape("qwen2.5-0.5b", "2GiB", "4GiB", "20GiB"));
@@ -183,10 +197,10 @@ fn advice_can_be_pasted_back() {
     let text = complaint(&output);
     let line = text
         .lines()
-        .find(|l| l.contains("budgets that fit"))
+        .find(|l| l.contains("budgets that are enough"))
         .expect("advice");
     let sets: Vec<&str> = line
-        .split_once("fit: ")
+        .split_once("enough: ")
         .expect("a list")
         .1
         .split(' ')

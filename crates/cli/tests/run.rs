@@ -124,7 +124,7 @@ fn what_is_trained_is_evaluated_and_speaks() {
     assert_eq!(code, 2, "{refused}");
     let error = refused["error"].as_str().expect("an error");
     assert!(
-        error.contains("does not fit: needs at least device"),
+        error.contains("does not fit: allowed are device"),
         "{error}"
     );
     let sizes = [

@@ -379,6 +379,17 @@ impl Budgets {
         }
     }
 
+    /// The same with another budget of a tier.
+    #[must_use]
+    pub fn with(mut self, tier: Tier, budget: Bytes) -> Self {
+        *match tier {
+            Tier::Device => &mut self.device,
+            Tier::Host => &mut self.host,
+            Tier::Disk => &mut self.disk,
+        } = budget;
+        self
+    }
+
     /// Budgets without limit.
     pub const UNLIMITED: Self = Self {
         device: Bytes(u64::MAX >> 2),

@@ -10,6 +10,7 @@ use lowtide_data::clock::today;
 use lowtide_executor::Trace;
 use lowtide_measure::{ProbeOptions, RankWork, probe};
 use lowtide_model::Decoder;
+use lowtide_planner::search::fit::tightened;
 use lowtide_planner::search::fits_any;
 use lowtide_planner::search::links::Link;
 pub use lowtide_planner::search::outlook::Outlook as WhatIf;
@@ -364,7 +365,8 @@ impl<'a> Basis<'a> {
                 }
             }
         }
-        let (mut refusal, request, apart) = refused.expect("one way at least");
+        let (refusal, request, apart) = refused.expect("one way at least");
+        let mut refusal = tightened(&request, refusal);
         for budgets in [&mut refusal.needed, &mut refusal.nearest] {
             budgets.device += apart.device;
             budgets.host += apart.host;

@@ -23,9 +23,9 @@ pub(super) fn fitting(refused: &Refused) -> Vec<String> {
         .collect();
     let sets = sets.join(" ");
     let mut lines = vec![match refused.beyond() {
-        None => format!("the nearest budgets that fit: {sets}"),
+        None => format!("budgets that are enough: {sets}"),
         Some((need, total)) => format!(
-            "the nearest budgets that fit take {need} of host memory and this machine has {total}: {sets} is for a \
+            "budgets that are enough take {need} of host memory and this machine has {total}: {sets} is for a \
              larger one"
         ),
     }];

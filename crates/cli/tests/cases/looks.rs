@@ -427,7 +427,7 @@ fn advice_on_budgets_knows_what_the_machine_has() {
     // 175 billion parameters have more state than any machine that tests run on has memory.
     train("gpt3-175b").refused(&["this machine has", "is for a larger one"]);
     let small = train("qwen2.5-0.5b");
-    small.refused(&["the nearest budgets that fit: --set"]);
+    small.refused(&["budgets that are enough: --set"]);
 }
 
 #[test]
@@ -461,7 +461,7 @@ fn advice_on_budgets_does_not_forget_the_disk() {
     // No drive allowed: more host memory, or one.
     let memory = ["budget.device=2GiB", "budget.host=3GiB", "budget.disk=0"];
     let refused = plan(&memory);
-    refused.refused(&["nearest budgets", "or a drive"]);
+    refused.refused(&["budgets that are enough", "or a drive"]);
     let sets = pasted(&line(&refused.err, "or a drive"));
     assert!(
         sets.len() == 1 && sets[0].starts_with("budget.disk="),
@@ -477,8 +477,8 @@ fn advice_on_budgets_does_not_forget_the_disk() {
     let drives = "budget.disk=[{dir: a, size: 600MiB}, {dir: b, size: 1800MiB}]";
     let memory = ["budget.device=2GiB", "budget.host=3GiB", drives];
     let refused = plan(&memory);
-    let advice = line(&refused.err, "nearest budgets");
-    refused.refused(&["nearest budgets"]);
+    let advice = line(&refused.err, "budgets that are enough");
+    refused.refused(&["budgets that are enough"]);
     let size = |dir| -> u64 {
         let place = format!("{{dir: \"{}\", size: ", scratch.at(dir).display());
         let (_, rest) = advice

@@ -1,13 +1,83 @@
 //! What goes to disk so that the host's budget holds, and what would fit where nothing does.
 
 use lowtide_units::{Bytes, ids};
-use lowtide_workload::Param;
+use lowtide_workload::{Param, Unit};
 
-use super::mix::{Mix, pinned_ahead};
-use super::{Refusal, Request, Search, fits};
-use crate::choice::{Budgets, Choice};
+use super::mix::{Knobs, Mix, pinned_ahead};
+use super::{Refusal, Request, Search, Seen, fits};
+use crate::choice::{Budgets, Choice, Direct};
 use crate::draft::persistent_bytes;
 use crate::plan::Tier;
+
+/// What the first plan needs that fits a request, if any does.
+pub(super) fn first(r: &Request<'_>, seen: &Seen) -> Option<[u64; 3]> {
+    let with = |direct: Direct| {
+        let knobs = Knobs::new(r, direct);
+        let search = Search::new(*r, &knobs, seen);
+        let holds = |(_, choice): &(Mix, Choice)| search.holds_whole(choice);
+        let starts = search.starting_points().into_iter();
+        let start = starts.chain(search.crowded()).find(holds)?;
+        Some(search.whole(&start.1))
+    };
+    with(Direct::NONE).or_else(|| r.reaches_device().then(|| with(Direct::BOTH)).flatten())
+}
+
+/// So many times the distance between a budget that is refused and one that is enough is halved.
+const HALVES: u32 = 7;
+
+/// Tasks drafted up to which smaller budgets are looked for, about two seconds.
+const LOOKED: u64 = 1_500_000;
+
+/// Operations of a batch up to which they are looked for: of more, one look takes seconds.
+const LARGE: usize = 10_000;
+
+/// A refusal with smaller budgets that are enough, where there are any: each tier that has to grow is made as small
+/// as halving finds while the others stay as they are. What halving passes over may be enough, too, so it is a little
+/// more than the least.
+#[must_use]
+pub fn tightened(r: &Request<'_>, mut refusal: Refusal) -> Refusal {
+    let w = r.workload;
+    let each = |u: &Unit| 2 * u.forward.len() + u.backward.len();
+    let operations: usize = w.units.iter().map(each).sum();
+    if w.decodes() || operations * w.batch.accumulate as usize > LARGE {
+        return refusal;
+    }
+    let seen = Seen::default();
+    // Of budgets that are enough, with one tier smaller: they, and what a plan takes of them.
+    let smaller = |enough: Budgets, tier: Tier| {
+        let (mut least, mut refused) = (None, refusal.allowed.of(tier).0);
+        let mut known = enough.of(tier).0;
+        for _ in 0..HALVES {
+            if known - known / 64 <= refused || seen.work.get() >= LOOKED {
+                break;
+            }
+            let middle = u64::midpoint(refused, known);
+            let budgets = enough.with(tier, Bytes(middle));
+            match first(&Request { budgets, ..*r }, &seen) {
+                Some(needed) => (known, least) = (middle, Some((budgets, needed))),
+                None => refused = middle,
+            }
+        }
+        least
+    };
+    let with_disk = refusal.with_disk.map(|disk| {
+        let enough = refusal.allowed.with(Tier::Disk, disk);
+        smaller(enough, Tier::Disk).map_or(disk, |(least, _)| least.disk)
+    });
+    let (mut nearest, mut needed) = (refusal.nearest, refusal.needed);
+    for tier in Tier::ALL {
+        if let Some((least, [device, host, disk])) = smaller(nearest, tier) {
+            nearest = least;
+            needed = Budgets {
+                device: Bytes(device),
+                host: Bytes(host),
+                disk: Bytes(disk),
+            };
+        }
+    }
+    (refusal.nearest, refusal.needed, refusal.with_disk) = (nearest, needed, with_disk);
+    refusal
+}
 
 impl Search<'_> {
     /// Whether optimizer state and weights may go from host to disk.

@@ -40,7 +40,9 @@ pub mod again;
 mod again_tests;
 mod climb;
 mod decode;
-mod fit;
+pub mod fit;
+#[cfg(test)]
+mod fit_tests;
 mod ladder;
 pub mod links;
 mod mix;
@@ -113,11 +115,11 @@ pub struct Request<'a> {
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
-    "does not fit: needs at least device {}, host {}, disk {}; allowed are device {}, host {}, disk {}",
-    needed.device, needed.host, needed.disk, allowed.device, allowed.host, allowed.disk
+    "does not fit: allowed are device {}, host {}, disk {}; enough are device {}, host {}, disk {}",
+    allowed.device, allowed.host, allowed.disk, nearest.device, nearest.host, nearest.disk
 )]
 pub struct Refusal {
-    /// What the least plan needs that comes closest to the budgets.
+    /// What a plan that fits the nearest budgets needs.
     pub needed: Budgets,
     /// What was allowed.
     pub allowed: Budgets,
@@ -277,13 +279,7 @@ pub fn fits_any(r: &Request<'_>) -> bool {
     if r.workload.decodes() {
         return decode::fits_any(r);
     }
-    let with = |direct: Direct| {
-        let (knobs, seen) = (Knobs::new(r, direct), Seen::default());
-        let search = Search::new(*r, &knobs, &seen);
-        let holds = |(_, choice): &(Mix, Choice)| search.holds_whole(choice);
-        search.starting_points().iter().any(holds) || search.crowded().iter().any(holds)
-    };
-    with(Direct::NONE) || (r.reaches_device() && with(Direct::BOTH))
+    fit::first(r, &Seen::default()).is_some()
 }
 
 impl Request<'_> {

@@ -206,8 +206,13 @@ impl Search<'_> {
     pub(super) fn crowded(&self) -> Vec<(Mix, Choice)> {
         let (w, pins) = (self.r.workload, self.knobs);
         let with = |way: &Mix, n: usize| way.with(Count::Resident, n, w, pins);
+        // Copies that run ahead fill whatever is left: how much must be there is seen without them.
+        let just_in_time = |mix: &Mix| Mix {
+            ahead: pins.prefetch.map_or([0; 3], mix::pinned_ahead),
+            ..mix.clone()
+        };
         let on_device = |mix: &Mix| {
-            let choice = mix.choice(w, pins);
+            let choice = just_in_time(mix).choice(w, pins);
             let holds = |need: [u64; 3]| need[Tier::Device as usize] <= self.r.budgets.device.0;
             holds(persistent_bytes(w, &choice, self.r.clip)) && holds(self.size(&choice).need)
         };
@@ -227,13 +232,16 @@ impl Search<'_> {
                 }
             }
             // A unit less may be what lets the rest lie as it must.
-            for n in (1..=holds).rev().take(2) {
-                let mix = with(&way, n);
-                if let Some(choice) = self.settled(&mix).filter(|c| self.holds_whole(c)) {
-                    found.push((mix, choice));
-                    break;
-                }
-            }
+            let start = |mix: Mix| {
+                let choice = self.settled(&mix).filter(|c| self.holds_whole(c))?;
+                Some((mix, choice))
+            };
+            let mixes = (1..=holds).rev().take(2).map(|n| with(&way, n));
+            found.extend(
+                mixes
+                    .flat_map(|mix| [mix.clone(), just_in_time(&mix)])
+                    .find_map(start),
+            );
         }
         found
     }
