@@ -598,8 +598,20 @@ pub struct EvalArgs {
     pub cached: Option<u32>,
 }
 
+/// What the help of `export` ends with.
+const EXPORT: &str = "\
+DIR gets what transformers and vLLM read: config.json, the weights as model.safetensors, or in several \
+files with an index, the tokenizer's files, generation_config.json, and README.md, the model's card. It is written \
+under another name and renamed when it is whole. The run's checkpoints stay as they are.
+
+Examples:
+  lowtide export run.yaml model                                the best checkpoint, or the newest
+  lowtide export run.yaml model --dtype f32 --shard-size 2GiB  master weights, in files of 2 GiB
+  lowtide export run.yaml early --checkpoint out/checkpoints/step-00000050";
+
 /// What to export.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = EXPORT)]
 pub struct ExportArgs {
     #[command(flatten)]
     pub run: RunFile,

@@ -4,12 +4,18 @@ use serde_json::json;
 
 use crate::Answer;
 use crate::args::CheckArgs;
-use crate::error::USERS;
+use crate::error::{CliError, USERS};
 use crate::out::{Out, bytes};
 use crate::progress::Waiting;
 
 /// Reads everything and says what is not as it was written.
 pub fn check(args: &CheckArgs, out: Out) -> Answer {
+    if !args.dir.exists() {
+        return Err(CliError::Usage {
+            what: format!("{}: no such file or directory", args.dir.display()),
+            help: "give a checkpoint (checkpoints/step-N of an output), an exported model, or the output directory of a run",
+        });
+    }
     let waiting = Waiting::begin("reading every file");
     let all = lowtide_trainer::check(&args.dir)?;
     drop(waiting);

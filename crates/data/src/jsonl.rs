@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use lowtide_files::json_words;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -473,7 +474,7 @@ fn inner_list(field: &str, text: &str) -> Result<Vec<Value>, RecordProblem> {
         Ok(other) => Err(wrong_type(field, "a list", &other)),
         Err(e) => Err(RecordProblem::InnerJson {
             field: field.to_owned(),
-            reason: e.to_string(),
+            reason: json_words(&e),
         }),
     }
 }
@@ -487,8 +488,9 @@ fn object(line: &str) -> Result<Map<String, Value>, RecordProblem> {
         Err(e) => Err(
             match not_a_number(line, before(line, e.line()) + e.column()) {
                 Some((found, column)) => RecordProblem::NotANumber { found, column },
+                // The file's line is said with the record.
                 None => RecordProblem::NotJson {
-                    reason: e.to_string(),
+                    reason: json_words(&e).replace(" at line 1 column ", " at column "),
                 },
             },
         ),

@@ -90,7 +90,11 @@ fn each_problem_is_named() {
     use Format::{Messages, PromptCompletion, Text};
     for (format, line, want) in [
         (Text, "[1]", "a list where an object is expected"),
-        (Text, "nil", "not JSON: expected ident at line 1 column 2"),
+        (
+            Text,
+            "nil",
+            "not JSON: expected true, false or null at column 2",
+        ),
         (
             Text,
             r#"{"text": 3}"#,

@@ -4,6 +4,7 @@
 //! back; a content that is a list of parts of text, as OpenAI's and multimodal data have it; and tools in a string,
 //! as Arrow and Parquet keep them.
 
+use lowtide_files::json_words;
 use serde_json::{Map, Value, json};
 
 use super::foreign;
@@ -81,7 +82,7 @@ fn calls(value: &Value, place: &str) -> Result<Value, RecordProblem> {
         Value::String(text) => {
             inner = serde_json::from_str(text).map_err(|e| RecordProblem::InnerJson {
                 field: place.to_owned(),
-                reason: e.to_string(),
+                reason: json_words(&e),
             })?;
             &inner
         }
@@ -186,7 +187,7 @@ pub(super) fn tools(value: Option<Value>, field: &str) -> Result<Option<Value>, 
     let inner = |text: &str, field: &str| {
         serde_json::from_str(text).map_err(|e| RecordProblem::InnerJson {
             field: field.to_owned(),
-            reason: e.to_string(),
+            reason: json_words(&e),
         })
     };
     let value = match value {

@@ -140,7 +140,7 @@ pub(super) fn put(
         true if text.trim().is_empty() => return Ok(()),
         true => serde_json::from_str(&text).map_err(|e| RecordProblem::InnerJson {
             field: name.to_owned(),
-            reason: e.to_string(),
+            reason: lowtide_files::json_words(&e),
         })?,
     };
     record.insert(name.to_owned(), value);

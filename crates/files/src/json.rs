@@ -65,7 +65,18 @@ fn explain(text: &[u8], error: &serde_json::Error) -> JsonProblem {
                 key: found.key,
             }
         }
-        _ => JsonProblem::Other(error.to_string()),
+        _ => JsonProblem::Other(json_words(error)),
+    }
+}
+
+/// What a parser says of a text that is not JSON, in JSON's terms, with line and column.
+#[must_use]
+pub fn json_words(error: &serde_json::Error) -> String {
+    // A word that begins as one of JSON's and is another.
+    let text = error.to_string();
+    match text.strip_prefix("expected ident ") {
+        Some(place) => format!("expected true, false or null {place}"),
+        None => text,
     }
 }
 
@@ -231,7 +242,7 @@ mod tests {
             "{other}"
         );
         let other = problem("{\"a\": \"NaN\", \"b\": nan}");
-        assert!(other.contains("line 1 column"), "{other}");
+        assert_eq!(other, "expected true, false or null at line 1 column 20");
         assert!(problem("\u{feff}{}").contains("byte order mark"));
     }
 

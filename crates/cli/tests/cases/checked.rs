@@ -46,7 +46,10 @@ fn what_is_not_as_it_was_written_is_found() {
         "m: no checkpoint, model or output of lowtide",
         "checkpoints/step-N",
     ]);
-    case.run(&["check", "nowhere"]).refused(&["nowhere"]);
+    case.run(&["check", "nowhere"]).refused(&[
+        "nowhere: no such file or directory",
+        "the output directory of a run",
+    ]);
 }
 
 #[test]
