@@ -8,7 +8,7 @@ use lowtide_config::Run;
 use lowtide_planner::explain::{explain, explain_choices, explain_updates, lane_of, split};
 use lowtide_planner::plan::LaneKind;
 use lowtide_planner::search::links::Link;
-use lowtide_planner::search::outlook::{Change, Outlook};
+use lowtide_planner::search::outlook::{Change, Outlook, Why};
 use lowtide_planner::traffic::{explain_cores, traffic};
 use lowtide_planner::waits::Cause;
 use lowtide_planner::{Machine, Plan, Source, Tier};
@@ -317,7 +317,10 @@ fn draw(
 /// Other plans, what more memory would buy, and what other numbers would.
 fn outlook_text(outlook: &Outlook, step: f64, cuda: bool) -> String {
     let mut text = String::new();
-    let change = |other: f64| format!("{:+.1}%", 100.0 * (other / step - 1.0));
+    let change = |other: f64| match 100.0 * (other / step - 1.0) {
+        percent if percent.abs() < 0.05 => "no faster".to_owned(),
+        percent => format!("{percent:+.1}%"),
+    };
     for a in &outlook.alternatives {
         let need: Vec<String> = Tier::ALL
             .iter()
@@ -326,10 +329,18 @@ fn outlook_text(outlook: &Outlook, step: f64, cuda: bool) -> String {
             .map(|(t, b)| format!("{} {}", t.name(), bytes(b.0)))
             .collect();
         text += &format!(
-            "or: {}: step {} ({}), ruled by {}; {}\n",
+            "or: {}: step {} ({}{}), ruled by {}; {}\n",
             a.kind,
             seconds(a.step_seconds.0),
             change(a.step_seconds.0),
+            match a.why_not {
+                None => "",
+                Some(Why::Sure) =>
+                    ", not chosen: with all state on the device a step is about as fast, and surer",
+                Some(Why::Writes) =>
+                    ", not chosen: it writes more to the drives than plan.min_gain or budget.disk_writes allow",
+                Some(Why::Unseen) => ", not chosen: the search ended before it was looked at",
+            },
             lane_of(a.ruling_lane, cuda),
             need.join(", ")
         );

@@ -283,8 +283,11 @@ pub fn explain_updates(plan: &Plan, machine: &Machine, cuda: bool) -> String {
         if of("host") > 0.0 && together > 1.0 && used {
             let _ = writeln!(
                 text,
-                "{} is shared: beside copies both ways updates on the host run at {:.0}% of their rate",
-                shared.name,
+                "copies and updates on the host share {}: beside copies both ways updates run at {:.0}% of their rate",
+                match shared.name.as_str() {
+                    "cores" => "the processor's cores",
+                    name => name,
+                },
                 100.0 / together
             );
         }

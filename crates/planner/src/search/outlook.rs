@@ -12,7 +12,7 @@ use super::climb::Candidate;
 use super::links::{Faster, faster};
 use super::mix::{Count, Knobs, Mix, pinned_ahead};
 use super::{Found, PlanError, Request, Search, Seen, busy_of, found, joined, timed_parts};
-use crate::choice::{Budgets, Clip, Direct, LoopOrder};
+use crate::choice::{Budgets, Choice, Clip, Direct, LoopOrder};
 use crate::plan::{LaneKind, Plan, Tier};
 
 /// In what a plan differs from the one that was chosen: what would have to be pinned or changed.
@@ -73,6 +73,18 @@ impl fmt::Display for Other {
     }
 }
 
+/// Why a plan of another kind was not chosen though its step is shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Why {
+    /// The one that was chosen has all state on the device, and a step of it is about as short.
+    Sure,
+    /// It writes more to the drives than it may, or than it is worth.
+    Writes,
+    /// The work of the search ended before it was looked at.
+    Unseen,
+}
+
 /// A plan of another kind than the one that was chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Alternative {
@@ -84,6 +96,9 @@ pub struct Alternative {
     pub ruling_lane: LaneKind,
     /// Bytes it needs on each tier, in the order of [`Tier::ALL`].
     pub bytes: [Bytes; 3],
+    /// Where its step is shorter than that of the plan: why it was not chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<Why>,
 }
 
 /// What more of one budget would buy.
@@ -131,6 +146,10 @@ pub struct Outlook {
     pub suggestions: Vec<Suggestion>,
 }
 
+/// Of the step that was chosen, by how much another one differs at least to be listed: less is below what a
+/// prediction can say.
+const VISIBLE: f64 = 0.005;
+
 /// How many alternatives are listed.
 const TOLD: usize = 3;
 
@@ -169,6 +188,7 @@ impl Search<'_> {
     fn alternatives(&self, best: &Candidate) -> Vec<Alternative> {
         let mut found: Vec<Alternative> = Vec::new();
         let end = self.seen.work.get() + 4 * WORK;
+        let step = self.step_seconds(&best.choice);
         for kind in Other::ALL {
             if self.seen.work.get() > end {
                 break;
@@ -188,9 +208,10 @@ impl Search<'_> {
             if choice == best.choice || !self.holds_whole(&choice) {
                 continue;
             }
-            let told = self.alternative(kind, &choice);
-            if !found.iter().any(|a| a.step_seconds == told.step_seconds) {
-                found.push(told);
+            let other = self.alternative(kind, &choice, best);
+            let differs = (other.step_seconds.0 / step - 1.0).abs() >= VISIBLE;
+            if differs && !found.iter().any(|a| a.step_seconds == other.step_seconds) {
+                found.push(other);
             }
         }
         found.sort_by(|a, b| a.step_seconds.0.total_cmp(&b.step_seconds.0));
@@ -272,7 +293,7 @@ impl Search<'_> {
         }
     }
 
-    fn alternative(&self, kind: Other, choice: &crate::choice::Choice) -> Alternative {
+    fn alternative(&self, kind: Other, choice: &Choice, best: &Candidate) -> Alternative {
         let Request {
             workload: w,
             clip,
@@ -292,14 +313,29 @@ impl Search<'_> {
             let of = |k: LaneKind| lanes[k as usize].busy_seconds.0;
             of(**a).total_cmp(&of(**b))
         };
+        let shorter = self.step_seconds(choice) < self.step_seconds(&best.choice);
         Alternative {
             kind,
+            why_not: shorter.then(|| self.why_not(choice, best)),
             step_seconds: Seconds(self.step_seconds(choice)),
             ruling_lane: *LaneKind::ALL
                 .iter()
                 .max_by(busiest)
                 .expect("there are lanes"),
             bytes: self.whole(choice).map(Bytes),
+        }
+    }
+
+    /// Why a choice with a shorter step was not chosen.
+    fn why_not(&self, choice: &Choice, best: &Candidate) -> Why {
+        let chosen = &best.choice;
+        let mut homes = chosen.weights.iter().chain(&chosen.optimizer);
+        if !self.may_write(choice) || self.seconds(choice) >= self.seconds(chosen) {
+            Why::Writes
+        } else if homes.all(|&tier| tier == Tier::Device) {
+            Why::Sure
+        } else {
+            Why::Unseen
         }
     }
 
