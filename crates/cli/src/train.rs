@@ -290,6 +290,7 @@ impl Observer for Show {
         let w = planned.decoder.workload();
         self.detail(&rates_line(machine));
         self.text(&planned.memory().table().text());
+        self.text(&planned.of_process());
         self.text((explain(plan, w, self.cuda) + &explain_cores(plan, w)).trim_end());
         for line in drives(plan, machine) {
             self.text(&line);

@@ -34,6 +34,27 @@ pub struct Part {
     pub seconds: f64,
 }
 
+/// The best evaluation of a run that keeps its checkpoint (`checkpoint.keep_best`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestKept {
+    /// After which step.
+    pub step: u64,
+    /// By what it is the best: `loss`, `accuracy` or `exact_match`.
+    pub by: String,
+    /// Its loss, or its share of right tokens, documents or answers, 0 to 1.
+    pub value: f64,
+}
+
+impl BestKept {
+    fn text(&self) -> String {
+        let value = match self.by.as_str() {
+            "loss" => format!("loss {:.4}", self.value),
+            by => format!("{} {:.1}%", by.replace('_', " "), 100.0 * self.value),
+        };
+        format!("{value} after step {}, whose checkpoint is kept", self.step)
+    }
+}
+
 /// What a run did. Steps, tokens, seconds and losses are those of the whole run, whichever process
 /// made them; times by lane, moved bytes and memory are those of this process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +79,9 @@ pub struct TrainReport {
     /// The same share after the last step.
     #[serde(default)]
     pub eval_accuracy_last: Option<f64>,
+    /// The best evaluation so far, where its checkpoint is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<BestKept>,
     /// Exact match before training, if asked for.
     pub exact_match_before: Option<f64>,
     /// Exact match after training.
@@ -173,7 +197,7 @@ fn how_far(r: &TrainReport, line: &mut Line<'_>) {
             ),
         );
     }
-    let rate = |r: Option<f64>| r.map_or(String::new(), |r| format!(", {r:.0} tokens/s"));
+    let rate = |r: Option<f64>| r.map_or(String::new(), |r| format!(", {r:.0} tokens/s over all"));
     line(
         "steps",
         format!(
@@ -274,6 +298,9 @@ fn how_well(r: &TrainReport, line: &mut Line<'_>) {
             r.exact_match_after.map(|x| share(x, "after")),
         ],
     );
+    if let Some(best) = &r.best {
+        line("best", best.text());
+    }
 }
 
 /// Times of a step, bytes moved, and memory, predicted and measured.
@@ -329,7 +356,8 @@ mod tests {
         let report = serde_json::json!({
             "steps": 20, "tokens": 4096, "loss_first": 3.5, "loss_last": 1.25, "loss_last_steps": 10,
             "eval_loss_first": 3.0, "eval_loss_last": null, "eval_accuracy_first": 0.25,
-            "exact_match_before": 0.0, "exact_match_after": 0.5, "seconds": 12.0, "timed_tokens": 4096,
+            "exact_match_before": 0.0, "exact_match_after": 0.5,
+            "best": {"step": 12, "by": "exact_match", "value": 0.75}, "seconds": 12.0, "timed_tokens": 4096,
             "tokens_per_second": 341.3, "skipped": 2, "spikes": 1,
             "part": {"after_step": 10, "steps": 10, "tokens": 2048, "seconds": 6.0},
             "step_seconds": 0.5, "predicted_step_seconds": 0.25,
@@ -344,7 +372,7 @@ mod tests {
         let report: TrainReport = serde_json::from_value(report).expect("a report");
         let want = [
             "stopped       after step 20; the same command goes on from there",
-            "steps         20, 4096 tokens in 12.00 s, 341 tokens/s",
+            "steps         20, 4096 tokens in 12.00 s, 341 tokens/s over all",
             "left out      2 of these updates; the norm of 1 was a spike",
             "not written   the checkpoints of steps 12, 14; the warnings of these steps say why",
             "of them here  10, 2048 tokens in 6.00 s; earlier ones up to step 10",
@@ -352,11 +380,12 @@ mod tests {
             "eval loss     3.0000 before step 1",
             "eval accuracy 25.0% before step 1",
             "exact match   0.0% before training, 50.0% after training",
+            "best          exact match 75.0% after step 12, whose checkpoint is kept",
             "a step        500.0 ms measured (median), 250.0 ms predicted",
-            "              lane         predicted      measured",
-            "              gpu           250.0 ms      500.0 ms",
-            "              gpu             0.0 µs      125.0 ms  waiting for:",
-            "                              0.0 µs      125.0 ms  the disk",
+            "              lanes, working at once   predicted    measured",
+            "              gpu                       250.0 ms    500.0 ms",
+            "              gpu waits                   0.0 µs    125.0 ms  for:",
+            "                                          0.0 µs    125.0 ms  the disk",
             "moved         d2h 1.0 KiB, h2d 1.5 GiB",
             "checkpoints   2 written while steps went on, which waited 1.0 ms for them; the last took 1.00 s",
             "host memory   1.0 MiB planned with the process, 512.0 KiB resident at most",

@@ -66,6 +66,7 @@ pub fn lane(name: &str, gpu: bool) -> &str {
 }
 
 /// Lanes and waits of a step of so many seconds as one table: of waits those that are at least a thousandth of it.
+/// What is predicted of a lane has lanes that work at once slow each other down, as what is measured has.
 #[must_use]
 pub fn compared(
     lanes: &BTreeMap<String, LaneCompared>,
@@ -74,9 +75,9 @@ pub fn compared(
     gpu: bool,
 ) -> Table {
     let mut table = Table::new([
-        Column::left("lane").wide(8),
-        Column::right("predicted").wide(14),
-        Column::right("measured").wide(14),
+        Column::left("lanes, working at once").wide(22),
+        Column::right("predicted").wide(12),
+        Column::right("measured").wide(12),
         Column::left("").behind(2),
     ]);
     for name in LANES {
@@ -87,10 +88,10 @@ pub fn compared(
     }
     let sum = |each: fn(&WaitCompared) -> f64| seconds(waits.iter().map(each).sum());
     table.row([
-        lane("gpu", gpu).to_owned(),
+        format!("{} waits", lane("gpu", gpu)),
         sum(|w| w.predicted_seconds),
         sum(|w| w.measured_seconds),
-        "waiting for:".to_owned(),
+        "for:".to_owned(),
     ]);
     for w in waits.iter().filter(|w| w.longer() >= 0.001 * step_seconds) {
         table.row([
@@ -132,11 +133,11 @@ mod tests {
         let waits = [wait("norm", 0.5), wait("disk", 0.0001)];
         assert_eq!(
             compared(&lanes, &waits, 2.0, false).text(),
-            "lane         predicted      measured\n\
-             device          2.00 s         123 s\n\
-             h2d           500.0 ms      250.0 ms\n\
-             device        500.1 ms        0.0 µs  waiting for:\n              \
-             500.0 ms        0.0 µs  the norm"
+            "lanes, working at once   predicted    measured\n\
+             device                      2.00 s       123 s\n\
+             h2d                       500.0 ms    250.0 ms\n\
+             device waits              500.1 ms      0.0 µs  for:\n                          \
+             500.0 ms      0.0 µs  the norm"
         );
         assert!(
             compared(&lanes, &waits, 2.0, true)

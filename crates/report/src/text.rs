@@ -49,7 +49,8 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
             (r.figures.tokens > 0).then(|| count(r.figures.tokens))
         }),
         row("tokens/s", &|r| {
-            r.figures.tokens_per_second.map(|n| format!("{n:.0}"))
+            let of = |n| format!("{n:.0} (each start's first step left out)");
+            r.figures.tokens_per_second.map(of)
         }),
         row("a step", &|r| {
             let median = r.figures.step_seconds;
@@ -61,7 +62,10 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
             learned.map(|s| format!("learned in {}", seconds(s)))
         }),
         row("loss at step 1", &|r| r.figures.loss_first.map(loss)),
-        row("last loss", &|r| r.figures.loss_last.map(loss)),
+        row("loss at end", &|r| {
+            let mean = |x| format!("{} (mean of the last steps, at most 10)", loss(x));
+            r.figures.loss_last.map(mean)
+        }),
         row("eval loss", &|r| {
             let f = &r.figures;
             let (first, last) = (f.evaluation_first?, f.evaluation_last?);

@@ -82,10 +82,10 @@ fn figures_are_those_of_the_files() {
     for line in [
         "tokens a step   2 x 4 x 8",
         "steps           3 of 4",
-        "tokens/s        60",
+        "tokens/s        60 (each start's first step left out)",
         "a step          1.00 s (median)",
         "predicted       750.0 ms",
-        "last loss       2.5000",
+        "loss at end     2.5000 (mean of the last steps, at most 10)",
         "eval loss       3.2500 after step 0, 2.1250 after step 3",
         "eval accuracy   50.0% after step 3",
         "skipped steps   1",

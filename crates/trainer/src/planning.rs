@@ -102,6 +102,22 @@ impl Planned {
         [answers, staging].map(|n| n.unwrap_or(Bytes::ZERO))
     }
 
+    /// Host memory of the process, of all ranks of this host, which is more than the plan's.
+    #[must_use]
+    pub fn of_process(&self) -> String {
+        let Resident { beside, start, .. } = self.resident;
+        let most = self.resident.planned(&self.plan, &self.machine);
+        match most > start {
+            true => format!(
+                "host memory of the process: {most} at most, {beside} of it beside the plan (program, libraries, data, \
+                 batches)"
+            ),
+            false => format!(
+                "host memory of the process: {most} at most, which it has held to read data and to plan"
+            ),
+        }
+    }
+
     /// All that is reserved, as the table that people are shown.
     #[must_use]
     pub fn memory(&self) -> Memory {

@@ -70,6 +70,11 @@ fn training_ends_when_nothing_gets_better_and_the_best_is_exported() {
     assert!(case.at("out/checkpoints/step-00000002/run.json").exists());
     assert_eq!(loss_of_model(&case), best.1);
     // It is finished; with more patience it goes on where it stopped.
+    let kept = format!(
+        "best          loss {:.4} after step 2, whose checkpoint is kept",
+        best.1
+    );
+    assert!(ended.text().contains(&kept), "{kept:?} in {}", ended.text());
     let again = case.train(&sets);
     assert!(
         !again.fine().text().contains("resumed from"),

@@ -9,6 +9,7 @@ use crate::answers::Question;
 use crate::checkpoint;
 use crate::error::TrainError;
 use lowtide_data::Packed;
+use lowtide_report::outcome::BestKept;
 
 /// The best evaluation on the way, as checkpoints have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -261,6 +262,16 @@ impl Fit<'_> {
     pub(super) fn kept_best(&self) -> Option<u64> {
         let by = self.run.checkpoint.keep_best;
         (by != KeepBest::None && self.state.best.step > 0).then_some(self.state.best.step)
+    }
+
+    /// What the summary of a run says of it.
+    pub(super) fn best_kept(&self) -> Option<BestKept> {
+        let step = self.kept_best()?;
+        Some(BestKept {
+            step,
+            by: word(self.run.checkpoint.keep_best).to_owned(),
+            value: f64::from_bits(self.state.best.value),
+        })
     }
 
     /// Loads the state of the best checkpoint over the last one's, which is saved, unless that is the best. Returns

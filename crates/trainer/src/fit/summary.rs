@@ -58,6 +58,7 @@ impl Fit<'_> {
             eval_loss_last: ends.eval_loss_last,
             eval_accuracy_first: totals.eval_accuracy_first.map(f64::from_bits),
             eval_accuracy_last: ends.eval_accuracy_last,
+            best: self.best_kept(),
             exact_match_before: self.state.exact_match_before,
             exact_match_after: ends.exact_match_after,
             seconds: totals.seconds,
