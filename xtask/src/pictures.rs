@@ -61,7 +61,8 @@ pub fn run(root: &Path) -> ExitCode {
                 "run",
                 "--quiet",
                 "--release",
-                "--package",
+                // Of all packages: of one alone its dependencies have other features and are built anew.
+                "--bin",
                 "lowtide",
                 "--",
                 "plan",
@@ -80,7 +81,7 @@ pub fn run(root: &Path) -> ExitCode {
     // The test that compares it draws it.
     let status = Command::new(&cargo)
         .current_dir(root)
-        .args(["test", "--quiet", "--release", "--package", "lowtide"])
+        .args(["test", "--quiet", "--release", "--workspace"])
         .args(["--bin", "lowtide", "view::"])
         .env("LOWTIDE_RENEW", "1")
         .stdout(std::process::Stdio::null())
