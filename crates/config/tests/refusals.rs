@@ -453,7 +453,7 @@ fn rules_between_keys() {
         ),
         (
             "data: {eval: a}\neval: {every_steps: 5, min_delta: 0.1}",
-            "run.yaml:3:33: 'eval.min_delta' needs 'eval.patience' above 0, which counts by it",
+            "run.yaml:3:35: 'eval.min_delta' needs 'eval.patience' above 0, which counts by it",
         ),
         (
             "data: {eval: a}\neval: {patience: 2}",
