@@ -20,12 +20,11 @@ logger `lowtide`, at INFO. What can go wrong raises `LowtideError`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any, Union
 
-from ._command import Command, LowtideError, Refused, binary, plain, version
+from ._command import Command, LowtideError, Refused, binary, text, version
 from ._training import Training
 
 __all__ = [
@@ -177,7 +176,7 @@ def compare(
     command.option("--steps", steps)
     for name, keys in (arms or {}).items():
         for key, value in keys.items():
-            command.option("--arm", f"{name}:{key}={json.dumps(plain(value))}")
+            command.option("--arm", f"{name}:{key}={text(value)}")
     command.option("--html", html)
     return command.answer()
 

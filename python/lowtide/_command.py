@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 log = logging.getLogger("lowtide")
@@ -81,12 +82,12 @@ class Command:
         self.name = name
         self.arguments: list[str] = []
         self.keys: Mapping[str, Any] | None = None
+        self.overrides: list[str] = []
 
     def run(self, run: Any, sets: Mapping[str, Any] | None) -> Command:
         """A run file, or a mapping of keys, and overrides."""
         if isinstance(run, Mapping):
-            self.keys = run
-            self.sets(run)
+            self.keys = nested(run)
         else:
             self.arguments.append(os.fspath(run))
         self.sets(sets)
@@ -95,7 +96,7 @@ class Command:
     def sets(self, sets: Mapping[str, Any] | None) -> None:
         """Overrides of keys; JSON is YAML."""
         for key, value in (sets or {}).items():
-            self.arguments += ["--set", f"{key}={json.dumps(plain(value))}"]
+            self.overrides.append(f"{key}={text(value)}")
 
     def option(self, name: str, value: Any) -> None:
         """An option, where it has a value."""
@@ -118,8 +119,15 @@ class Command:
         return Process(self, list(more))
 
     def answer(self) -> dict[str, Any]:
-        """Runs it to its end."""
-        return self.start("--json").finish()
+        """Runs it to its end. Whoever is interrupted meanwhile leaves nothing behind that runs."""
+        process = self.start("--json")
+        try:
+            return process.finish()
+        except LowtideError:
+            raise
+        except BaseException:
+            process.end()
+            raise
 
 
 def plain(value: Any) -> Any:
@@ -131,20 +139,65 @@ def plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def text(value: Any) -> str:
+    """A value as JSON in one line, which is YAML."""
+    # YAML knows no pairs of surrogates, by which JSON writes what is beyond 16 bits.
+    return json.dumps(plain(value), ensure_ascii=False)
+
+
+def nested(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys as a run file has them: `{"train.steps": 3}` is `{"train": {"steps": 3}}`."""
+    root: dict[str, Any] = {}
+    for key, value in keys.items():
+        *sections, last = str(key).split(".")
+        at = root
+        for section in sections:
+            inner = at.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{key}: {section} is given a value, too")
+            at = inner
+        if isinstance(value, Mapping):
+            inside, before = nested(value), at.get(last)
+            at[last] = merged(before, inside) if isinstance(before, dict) else inside
+        else:
+            at[last] = plain(value)
+    return root
+
+
+def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two mappings, the other one over the one."""
+    both = dict(one)
+    for key, value in other.items():
+        before = both.get(key)
+        both[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return both
+
+
+#: Bytes that one argument of a program may have on Linux, its end included.
+ARGUMENT = 128 << 10
+
+
 class Process:
     """A command that runs."""
 
     def __init__(self, command: Command, more: list[str]) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         line = [binary(), command.name, *more]
-        if command.keys is not None:
-            # All keys are overrides of an empty run file, so relative paths begin at the current directory.
-            self._folder = tempfile.TemporaryDirectory(prefix="lowtide-")
-            empty = Path(self._folder.name) / "run.yaml"
-            empty.write_text("{}\n")
-            line.append(str(empty))
-        line += command.arguments
         try:
+            if command.keys is not None:
+                # With @ its relative paths begin at the current directory.
+                line.append(f"@{self._file('run.yaml', text(command.keys))}")
+            line += command.arguments
+            if any(len(override.encode()) > ARGUMENT // 2 for override in command.overrides):
+                line += ["--set", f"@{self._file('set', *command.overrides)}"]
+            else:
+                line += [word for override in command.overrides for word in ("--set", override)]
+            for word in line:
+                if len(os.fsencode(word)) >= ARGUMENT:
+                    raise ValueError(
+                        f"{word[:40]}…: {len(os.fsencode(word))} bytes, and an argument of a command may have "
+                        f"{ARGUMENT - 1}"
+                    )
             self._process = subprocess.Popen(
                 line,
                 stdin=subprocess.DEVNULL,
@@ -159,6 +212,7 @@ class Process:
         self._told: deque[str] = deque(maxlen=KEPT)
         # Both are read all the time: a command must not stand still because nobody looks at what it says.
         self._values: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self._last: dict[str, Any] | None = None
         assert self._process.stdout is not None and self._process.stderr is not None
         self._readers = [
             threading.Thread(target=self._read_values, args=(self._process.stdout,), daemon=True),
@@ -166,8 +220,15 @@ class Process:
         ]
         for reader in self._readers:
             reader.start()
-        self._last: dict[str, Any] | None = None
         self._open = True
+
+    def _file(self, name: str, *lines: str) -> Path:
+        """A file of these lines that goes with the command."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="lowtide-")
+        path = Path(self._folder.name) / name
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return path
 
     def _read_told(self, stderr: IO[str]) -> None:
         with stderr:
@@ -183,8 +244,12 @@ class Process:
                     value = json.loads(line)
                 except ValueError:
                     continue
-                if isinstance(value, dict):
+                if not isinstance(value, dict):
+                    continue
+                if "event" in value:
                     self._values.put(value)
+                else:
+                    self._last = value
         self._values.put(None)
 
     def _clean(self) -> None:
@@ -205,17 +270,25 @@ class Process:
     def event(self) -> dict[str, Any] | None:
         """The next event; waits for it. None when there are no more."""
         while self._open:
-            value = self._values.get()
-            if value is None:
-                self._open = False
-            elif "event" in value:
+            try:
+                value = self._values.get(timeout=1.0)
+            except Empty:
+                # An interrupt may have lost the value that says that there are no more.
+                self._open = self._readers[0].is_alive() or not self._values.empty()
+                continue
+            if value is not None:
                 return value
-            else:
-                self._last = value
+            self._open = False
         return None
 
+    def end(self) -> None:
+        """Ends it, and waits until it has."""
+        self.signal(signal.SIGTERM)
+        self._process.wait()
+        self._clean()
+
     def finish(self) -> dict[str, Any]:
-        """Waits for its end; gives its answer or raises. An exit code that tells what was found (`verify`, `check`), or that it
+        """Waits for its end; gives its answer or raises. What is interrupted can be asked again. An exit code that tells what was found (`verify`, `check`), or that it
         was stopped, is no error."""
         while self.event() is not None:
             pass

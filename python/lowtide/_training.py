@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from ._command import Command, Process
+from ._command import Command, LowtideError, Process
 
 
 class Training:
@@ -37,10 +37,17 @@ class Training:
         return event
 
     def wait(self) -> dict[str, Any]:
-        """Waits for its end; gives its report, or raises what stopped it. Events that were not read are lost."""
+        """Waits for its end; gives its report, or raises what stopped it. Events that were not read are lost.
+
+        An exception that interrupts it (a KeyboardInterrupt, say) leaves the training as it is: wait again, or stop it. A
+        `with` block stops it, and the Ctrl-C of a terminal reaches the command itself."""
         if not self._ended:
+            try:
+                self._result = self._process.finish()
+            except LowtideError:
+                self._ended = True
+                raise
             self._ended = True
-            self._result = self._process.finish()
         if self._result is None:
             raise RuntimeError("the training has failed before")
         return self._result

@@ -142,6 +142,65 @@ def interrupted(folder):
     assert first["step"] > 3, first
 
 
+#: A script that is interrupted while it waits, by nobody whom the command would hear.
+WAITS = """
+import json, signal, sys, threading
+import lowtide
+training = lowtide.train(json.loads(sys.argv[1]))
+for event in training:
+    if event["event"] == "step" and event["step"] == 3:
+        break
+threading.Timer(1.5, signal.raise_signal, [signal.SIGINT]).start()
+try:
+    training.wait()
+except KeyboardInterrupt:
+    assert training._process._process.poll() is None
+else:
+    raise AssertionError("not interrupted")
+training.stop()
+first = training.wait()
+assert first["stopped"] and training.result == first, first
+with_block = None
+try:
+    with lowtide.train(json.loads(sys.argv[1])) as training:
+        next(event for event in training if event["event"] == "step")
+        threading.Timer(1.5, signal.raise_signal, [signal.SIGINT]).start()
+        training.wait()
+except KeyboardInterrupt:
+    with_block = training.result
+assert with_block["stopped"] and with_block["steps"] > first["steps"], with_block
+"""
+
+
+def waits(folder):
+    keys = {**KEYS, "output": str(folder / "keys")}
+    keys["train"] = {**keys["train"], "steps": 1000000}
+    # In a session of its own: a command that stays behind would be a process of it.
+    line = [sys.executable, "-c", WAITS, json.dumps(keys)]
+    subprocess.run(line, check=True, start_new_session=True, timeout=300)
+
+
+def keys_of_any_kind(folder):
+    """Overrides of keys in a mapping that exclude each other; values longer than an argument."""
+    few = {**KEYS, "train.epochs": 2, "output": folder / "out"}
+    few["train"] = {k: v for k, v in KEYS["train"].items() if k != "steps"}
+    assert lowtide.plan(few, set={"train.steps": 3}, brief=True)["fits"]
+    both = fails(lowtide.LowtideError, lambda: lowtide.plan({**few, "train.steps": 3}))
+    assert "cannot both hold" in str(both), both
+    # The current directory is where relative paths of a mapping begin.
+    here = os.getcwd()
+    os.chdir(ROOT / "examples" / "quickstart")
+    try:
+        assert lowtide.plan({**few, "model": {"path": "base"}, "data": {"train": "train.jsonl"}}, brief=True)["fits"]
+    finally:
+        os.chdir(here)
+    long = "\U0001f600" * 50000
+    for run, sets in (({**few, "data.system": long}, None), (few, {"data.system": long})):
+        assert lowtide.plan(run, set=sets, brief=True)["fits"]
+    message = fails(ValueError, lambda: lowtide.generate(few, message=long))
+    assert "--message" in str(message) and "bytes" in str(message), message
+
+
 def command(folder):
     for line in ([lowtide.binary()], [sys.executable, "-m", "lowtide"]):
         told = subprocess.run([*line, "--version"], capture_output=True, text=True, check=True)
@@ -155,7 +214,7 @@ def command(folder):
 
 def main():
     logging.basicConfig(level=logging.WARNING)
-    for test in (command, plans, mistakes, trains, stops, interrupted):
+    for test in (command, plans, mistakes, trains, stops, interrupted, waits, keys_of_any_kind):
         with tempfile.TemporaryDirectory() as folder:
             test(Path(folder))
         print(f"{test.__name__}: ok", flush=True)

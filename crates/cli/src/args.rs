@@ -169,11 +169,11 @@ pub struct ReportArgs {
 /// A run file with overrides, for what is the same for any number of GPUs.
 #[derive(Debug, clap::Args)]
 pub struct RunFile {
-    /// The run file.
+    /// The run file; of @RUN.yaml relative paths begin at the current directory, not at the file's.
     #[arg(value_name = "RUN.yaml")]
     pub file: PathBuf,
     /// Override a key of the run file; may be repeated, later ones win. Paths in it are relative to the
-    /// current directory (those in the file to the file's).
+    /// current directory (those in the file to the file's). @FILE: those of a file, one a line.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<OsString>,
 }
@@ -192,14 +192,14 @@ impl RunFile {
 /// A run file with overrides.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// The run file.
+    /// The run file; of @RUN.yaml relative paths begin at the current directory, not at the file's.
     #[arg(value_name = "RUN.yaml")]
     pub file: PathBuf,
     /// GPUs of this machine that train together (the key `gpus`): 1, 2, 4, 8 or 16.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub gpus: Option<u32>,
     /// Override a key of the run file; may be repeated, later ones win. Paths in it are relative to the
-    /// current directory (those in the file to the file's).
+    /// current directory (those in the file to the file's). @FILE: those of a file, one a line.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<OsString>,
 }
@@ -264,7 +264,7 @@ impl RunArgs {
             });
         }
         let mut sets: Vec<String> = self.gpus.iter().map(|n| format!("gpus={n}")).collect();
-        sets.extend(texts("--set", &self.sets)?);
+        sets.extend(overrides(&self.sets)?);
         Ok(Run::load(&self.file, &sets)?)
     }
 
@@ -294,6 +294,18 @@ pub fn texts(flag: &str, given: &[OsString]) -> Result<Vec<String>, CliError> {
         })
     };
     given.iter().map(text).collect()
+}
+
+/// Overrides of keys as they are given, `@FILE` as the lines of the file.
+pub fn overrides(given: &[OsString]) -> Result<Vec<String>, CliError> {
+    let mut all = Vec::new();
+    for text in texts("--set", given)? {
+        match text.strip_prefix('@') {
+            Some(file) => all.extend(Run::overrides_of(Path::new(file))?),
+            None => all.push(text),
+        }
+    }
+    Ok(all)
 }
 
 /// Directories of drives, no more than a run can be striped over, and each once.
@@ -359,7 +371,7 @@ pub struct PlanArgs {
     #[arg(long)]
     pub clip: Option<Clip>,
     /// Override a key of the run; may be repeated, later ones win. Paths in it are relative to the
-    /// current directory (those in the file to the file's).
+    /// current directory (those in the file to the file's). @FILE: those of a file, one a line.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<OsString>,
     /// Only the plan: not what other choices, budgets and links would give, nor what training in subspaces is compared
@@ -433,7 +445,7 @@ pub struct ProbeArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// Override a key of the run file; may be repeated, later ones win. Paths in it are relative to the
-    /// current directory (those in the file to the file's).
+    /// current directory (those in the file to the file's). @FILE: those of a file, one a line.
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "file")]
     pub sets: Vec<OsString>,
 }

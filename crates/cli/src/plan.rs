@@ -23,7 +23,7 @@ use lowtide_trainer::{
 use serde_json::{Map, Value, json};
 
 use crate::Answer;
-use crate::args::{Clip, CurveOver, PlanArgs, Precision, texts};
+use crate::args::{Clip, CurveOver, PlanArgs, Precision, overrides, texts};
 use crate::error::{CliError, machine_json};
 use crate::out::{Out, bytes, place, quoted, seconds};
 use crate::progress::Waiting;
@@ -419,7 +419,7 @@ pub fn run_of(args: &PlanArgs) -> Result<Run, CliError> {
         }),
     );
     // Last, so that advice can be pasted behind the flags.
-    sets.extend(texts("--set", &args.sets)?);
+    sets.extend(overrides(&args.sets)?);
     match (&args.file, &args.shape) {
         (Some(file), _) => Ok(Run::load(file, &sets)?),
         (None, shape) => {

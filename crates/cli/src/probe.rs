@@ -5,7 +5,7 @@ use lowtide_trainer::{Bytes, Names, Phase, Probe, device, rates, resolve};
 use serde_json::json;
 
 use crate::Answer;
-use crate::args::{ProbeArgs, directories, texts};
+use crate::args::{ProbeArgs, directories, overrides};
 use crate::error::CliError;
 use crate::out::{Out, place};
 use crate::progress::Waiting;
@@ -18,7 +18,7 @@ pub fn probe(args: &ProbeArgs, out: Out) -> Answer {
     let to = place("--out", &args.out, ours)?;
     let run = match &args.file {
         Some(file) => {
-            let run = Run::load(file, &texts("--set", &args.sets)?)?;
+            let run = Run::load(file, &overrides(&args.sets)?)?;
             Some(resolve(run, Names::Model)?)
         }
         None => None,

@@ -13,11 +13,16 @@ use crate::run::Run;
 impl Run {
     /// Reads a run file and overrides of the form `key.path=value`, later ones over earlier ones
     /// and all over the file. Paths in the file are relative to its directory, paths in overrides
-    /// to the current one.
+    /// to the current one, and so are all of a file that is named `@FILE`.
     ///
     /// # Errors
     /// The file cannot be read, or as [`Run::parse`].
     pub fn load(path: &Path, sets: &[String]) -> Result<Self, ConfigError> {
+        let here = path.to_str().and_then(|name| name.strip_prefix('@'));
+        if let Some(file) = here {
+            let text = lowtide_files::read_text(Path::new(file), lowtide_files::SMALL)?;
+            return Self::parse(&text, file, &current_dir(), sets);
+        }
         let text = lowtide_files::read_text(path, lowtide_files::SMALL)?;
         let whole = std::path::absolute(path).map_err(|source| FileError::Io {
             path: path.to_owned(),
@@ -25,6 +30,16 @@ impl Run {
         })?;
         let base = whole.parent().unwrap_or(Path::new("/"));
         Self::parse(&text, &path.display().to_string(), base, sets)
+    }
+
+    /// Overrides that stand in a file, one a line.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn overrides_of(path: &Path) -> Result<Vec<String>, ConfigError> {
+        let text = lowtide_files::read_text(path, lowtide_files::SMALL)?;
+        let lines = text.lines().filter(|line| !line.trim().is_empty());
+        Ok(lines.map(str::to_owned).collect())
     }
 
     /// Checks a run file's text. `file` names it in errors; its paths are relative to `base`.
@@ -38,11 +53,14 @@ impl Run {
         base: &Path,
         sets: &[String],
     ) -> Result<Self, ConfigError> {
-        let current = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-        let low = Low::read(text, file, base, &current, sets)?;
+        let low = Low::read(text, file, base, &current_dir(), sets)?;
         rules::exclusive(&low)?;
         let run = build(&low)?;
         rules::together(&low, &run)?;
         Ok(run)
     }
+}
+
+fn current_dir() -> PathBuf {
+    std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"))
 }

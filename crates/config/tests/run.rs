@@ -458,6 +458,16 @@ fn load_resolves_against_the_file_and_says_when_it_is_not_there() {
     assert_eq!(r.model.source, ModelSource::Path(dir.join("m")));
     assert_eq!(r.output, dir.join("out"));
     assert_eq!(r.plan.machine, Some(current().join("mm.json")));
+    // Of a file that is made elsewhere the paths may begin here.
+    let here = format!("@{}", path.display());
+    let r = Run::load(std::path::Path::new(&here), &[]).unwrap();
+    assert_eq!(r.model.source, ModelSource::Path(current().join("m")));
+    let sets = dir.join("sets");
+    std::fs::write(&sets, "seed=4\n\ndata.system=\"a\\nb\"\n").unwrap();
+    assert_eq!(
+        Run::overrides_of(&sets).unwrap(),
+        ["seed=4", "data.system=\"a\\nb\""]
+    );
     std::fs::remove_dir_all(&dir).unwrap();
     assert!(matches!(
         Run::load(&path, &[]),
