@@ -9,8 +9,9 @@ use super::source::Make;
 use super::tokenizer::Tokenizer;
 use crate::error::DataError;
 
-/// Raised whenever the same records become other ids or masks than before, so that nothing that was kept is used.
-const CONTENT: u32 = 1;
+/// Raised whenever the same records become other ids or masks than before, or more is noticed in them, so that nothing
+/// that was kept is used: what was kept tells what was noticed then.
+const CONTENT: u32 = 2;
 
 /// What is known of data files by their bytes.
 pub(super) struct Keys {

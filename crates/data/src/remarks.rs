@@ -34,7 +34,7 @@ fn may_lack(lists: &[&Value], variable: &str, text: &str, template: &ChatTemplat
     !template.mentions(variable) || names.any(|name| !text.contains(name))
 }
 
-/// Counts of what was noticed in records, in one or in many.
+/// Counts of what was noticed in records, in one or in many. Kept tokens that lack one of them are made anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remarks {
     /// Records left out because they cannot be used.
@@ -50,13 +50,10 @@ pub struct Remarks {
     /// Texts and completions that end with the end of a sequence written out.
     pub n_had_end: u64,
     /// Records with a class of which a text lost its end.
-    #[serde(default)]
     pub n_texts_cut: u64,
     /// Messages with calls of tools that the template does not write.
-    #[serde(default)]
     pub n_calls_unwritten: u64,
     /// Records with tools that the template does not write.
-    #[serde(default)]
     pub n_tools_unwritten: u64,
     /// Keys of messages that neither the template nor lowtide reads, with the number of messages; the
     /// first 16 of them.

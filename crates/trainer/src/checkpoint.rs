@@ -550,7 +550,20 @@ fn list_in(dir: &Path) -> Vec<(u64, PathBuf)> {
     let mut all: Vec<(u64, PathBuf)> = entries
         .flatten()
         .filter_map(|e| Some((step_of(e.file_name().to_str()?)?, e.path())))
+        .filter(|(_, path)| path.is_dir())
         .collect();
+    all.sort();
+    all
+}
+
+/// What has the name of a checkpoint in an output directory and is no directory.
+pub(crate) fn strange_in(output: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory(output)).into_iter().flatten();
+    let named = entries.flatten().filter(|e| {
+        let name = e.file_name();
+        name.to_str().is_some_and(|name| step_of(name).is_some())
+    });
+    let mut all: Vec<PathBuf> = named.map(|e| e.path()).filter(|p| !p.is_dir()).collect();
     all.sort();
     all
 }

@@ -190,7 +190,7 @@ fn two_runs_with_one_output_directory_are_refused() {
 /// Runs `script` in a shell that has a file system of `size` at `small`, which nobody else sees and which goes with
 /// it. `None`, printed as skipped, where this user may not mount.
 #[allow(clippy::print_stdout, reason = "what is skipped must be seen")]
-fn with_small_disk(s: &Scratch, size: &str, script: &str) -> Option<Ended> {
+pub fn with_small_disk(s: &Scratch, size: &str, script: &str) -> Option<Ended> {
     fs::create_dir_all(s.at("small")).unwrap();
     let whole = format!(
         "mount -t tmpfs -o size={size} tmpfs small && echo mounted || exit 77\n\

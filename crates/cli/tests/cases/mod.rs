@@ -35,4 +35,5 @@ mod spikes;
 mod strangers;
 mod terminal;
 mod tokenizers;
+mod unwritten;
 mod wrong;

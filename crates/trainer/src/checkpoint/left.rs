@@ -165,6 +165,7 @@ pub fn count(output: &Output) -> Result<usize, TrainError> {
 fn steps(checkpoints: &Folder) -> Result<Vec<u64>, TrainError> {
     let names = checkpoints.entries()?.into_iter();
     let mut steps: Vec<u64> = names
+        .filter(|(_, found)| !matches!(found, Found::File | Found::Other))
         .filter_map(|(name, _)| step_of(name.to_str()?))
         .collect();
     steps.sort_unstable();

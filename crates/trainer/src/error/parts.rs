@@ -74,6 +74,9 @@ pub enum PathProblem {
     /// The system cannot look at it.
     #[error("{0}")]
     Unreadable(String),
+    /// The system does not make it.
+    #[error("cannot be made: {0}")]
+    NotMade(String),
 }
 
 /// Why a model cannot be had by its name on the Hugging Face Hub.

@@ -84,6 +84,13 @@ impl Start {
         notes: &mut Vec<String>,
     ) -> Result<Option<Self>, TrainError> {
         let kept = output.kept();
+        for path in checkpoint::strange_in(&run.output) {
+            notes.push(format!(
+                "warning: {} has the name of a checkpoint and is no directory: it is passed over, and no checkpoint of \
+                 this step can be saved while it is there",
+                path.display()
+            ));
+        }
         let mut newest = checkpoint::newest_of(output);
         if named {
             // The named checkpoint is a place to begin, so a broken one that was saved since is no reason to stop.

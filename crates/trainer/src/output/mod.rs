@@ -17,7 +17,7 @@ use lowtide_session::rank_folder;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use crate::error::TrainError;
+use crate::error::{PathProblem, TrainError};
 use crate::launch::RANKS;
 use folder::{Folder, Found, Moved};
 use mark::{Branch, Holds, Kept, MARK, Mark};
@@ -119,7 +119,11 @@ impl Output {
                 return Err(TrainError::File { path, what });
             }
             Ok(_) => {}
-            Err(_) => std::fs::create_dir_all(path).map_err(TrainError::io(path))?,
+            Err(_) => std::fs::create_dir_all(path).map_err(|e| TrainError::Path {
+                key: "output",
+                path: path.clone(),
+                problem: PathProblem::NotMade(e.to_string()),
+            })?,
         }
         let folder = Folder::open(path)?;
         refuse_strange(&folder)?;
