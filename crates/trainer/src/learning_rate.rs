@@ -41,8 +41,20 @@ impl LearningRate {
     /// last has `peak`. From step w on the values are those of transformers' schedulers: `peak` at
     /// w, falling towards `peak · min_ratio` at `total`, a step later than the last one made. Past
     /// `total` the rate stays where it is at `total`. A warmup longer than the run is cut short.
+    ///
+    /// # Panics
+    /// When the rate is no number: an update by it would leave nothing of the weights.
     #[must_use]
     pub fn lr(&self, step: u64, total: u64) -> f64 {
+        let rate = self.of(step, total);
+        assert!(
+            rate.is_finite(),
+            "{self:?} has rate {rate} at step {step} of {total}"
+        );
+        rate
+    }
+
+    fn of(&self, step: u64, total: u64) -> f64 {
         if step < self.warmup_steps {
             return self.peak * ((step + 1) as f64 / self.warmup_steps as f64);
         }
@@ -69,10 +81,10 @@ impl LearningRate {
 
 /// 1 up to `from`, 0 at `total` and after, a straight line between.
 fn to_go(step: u64, from: u64, total: u64) -> f64 {
-    if step <= from && from < total {
-        1.0
-    } else if step >= total {
+    if step >= total {
         0.0
+    } else if step <= from {
+        1.0
     } else {
         (total - step) as f64 / (total - from) as f64
     }
@@ -102,6 +114,42 @@ mod tests {
             let near = (got - want).abs() <= 1e-15 * PEAK;
             assert!(near, "{decay:?} step {step}: {got:e}, want {want:e}");
         }
+    }
+
+    /// Whatever the lengths of the parts are, one of them nothing or longer than the run.
+    #[test]
+    fn every_rate_is_between_none_and_the_peak() {
+        for total in 0..7 {
+            for warmup_steps in 0..9 {
+                let decays = (0..9).map(|decay_steps| Decay::WarmupStableDecay { decay_steps });
+                for decay in [Decay::Constant, Decay::Linear, Decay::Cosine]
+                    .into_iter()
+                    .chain(decays)
+                {
+                    let schedule = LearningRate {
+                        peak: PEAK,
+                        warmup_steps,
+                        min_ratio: 0.0,
+                        decay,
+                    };
+                    for step in 0..9 {
+                        let rate = schedule.lr(step, total);
+                        assert!(
+                            (0.0..=PEAK).contains(&rate),
+                            "{schedule:?} {step} of {total}: {rate}"
+                        );
+                    }
+                }
+            }
+        }
+        // A decay of no steps is none.
+        check(
+            Decay::WarmupStableDecay { decay_steps: 0 },
+            1,
+            0.0,
+            4,
+            &[(1, 1.0), (3, 1.0)],
+        );
     }
 
     #[test]
