@@ -11,7 +11,7 @@ use crate::out::{Out, complain};
 pub fn import(args: &ImportArgs, out: Out) -> Answer {
     let imported = import_axolotl_file(&args.file)?;
     out.text(imported.yaml.trim_end());
-    for (what, why) in &imported.sets {
+    for (what, why) in &imported.warned {
         complain(&format!("warning: {what} is left out: {why}"));
     }
     let dropped = imported.dropped.iter();

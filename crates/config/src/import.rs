@@ -19,8 +19,8 @@ pub struct Imported {
     pub yaml: String,
     /// What was not taken over: the other trainer's key, and why.
     pub dropped: Vec<(String, String)>,
-    /// What of it are data sets that would have been trained on.
-    pub sets: Vec<(String, String)>,
+    /// What of it makes another training of it: data sets that are not trained on, adapters, another objective.
+    pub warned: Vec<(String, String)>,
 }
 
 /// What becomes of a key.
@@ -61,6 +61,15 @@ const OTHERS: [(&[&str], &str); 4] = [
 
 const PLANNED: &str = "the planner decides what is recomputed, offloaded and overlapped";
 const ADAPTERS: &str = "lowtide trains all parameters, not adapters";
+const ADAPTER: &str = "lowtide trains all parameters, not adapters, whose learning rates are usually some ten times as large";
+/// Keys without which a run trains something else: they are warned of, not only listed.
+const OTHER_TRAINING: [&str; 5] = [
+    "adapter",
+    "load_in_8bit",
+    "load_in_4bit",
+    "unfrozen_parameters",
+    "rl",
+];
 const QUANTISED: &str = "lowtide trains weights in bf16 or f32";
 
 /// Axolotl's keys, but for `datasets` and `test_datasets`.
@@ -138,7 +147,7 @@ const AXOLOTL: &[(&str, Way)] = {
         ("save_total_limit", Same("checkpoint.keep")),
         ("logging_steps", Positive("log.every_steps")),
         ("use_tensorboard", Same("log.tensorboard")),
-        ("adapter", Other(ADAPTERS)),
+        ("adapter", Other(ADAPTER)),
         ("lora_r", Other(ADAPTERS)),
         ("lora_alpha", Other(ADAPTERS)),
         ("lora_dropout", Other(ADAPTERS)),
@@ -219,7 +228,7 @@ struct Import {
     /// Our keys with their values, as YAML.
     given: BTreeMap<&'static str, String>,
     dropped: Vec<(String, String)>,
-    sets: Vec<(String, String)>,
+    warned: Vec<(String, String)>,
     /// What the records of the first data set are.
     layout: Layout,
 }
@@ -380,7 +389,10 @@ impl Import {
             (Way::Needless(why), _) => self.drop(name, node, why),
             // What is switched off is not missed.
             (Way::Other(_), Some(text)) if truth(text) == Some("false") => {}
-            (Way::Other(why), _) => self.drop(name, node, why),
+            (Way::Other(why), _) => {
+                self.drop(name, node, why);
+                self.warn_of(name);
+            }
             (_, None) => self.drop(
                 name,
                 node,
@@ -395,7 +407,10 @@ impl Import {
         match elsewhere(name) {
             // What is switched off is not missed.
             Some(Elsewhere::None(_)) if off => {}
-            Some(Elsewhere::None(why)) => self.drop(whole, node, why),
+            Some(Elsewhere::None(why)) => {
+                self.drop(whole, node, why);
+                self.warn_of(name);
+            }
             Some(Elsewhere::Key(key)) => {
                 let why = format!("{key} comes nearest; it takes other values");
                 self.drop(whole, node, &why);
@@ -411,6 +426,13 @@ impl Import {
                 };
                 self.drop(whole, node, &why);
             }
+        }
+    }
+
+    /// Warns of the key that was left out last, where the run trains something else without it.
+    fn warn_of(&mut self, name: &str) {
+        if OTHER_TRAINING.contains(&name) {
+            self.warned.extend(self.dropped.last().cloned());
         }
     }
 
@@ -466,7 +488,7 @@ impl Import {
                      file to {key}"
                 );
                 let what = format!("{name}[{i}] ({})", shortened(&own.join(", ")));
-                self.sets.push((what.clone(), why.clone()));
+                self.warned.push((what.clone(), why.clone()));
                 self.dropped.push((what, why));
                 continue;
             }
@@ -581,7 +603,7 @@ impl Import {
         Imported {
             yaml,
             dropped: self.dropped,
-            sets: self.sets,
+            warned: self.warned,
         }
     }
 }

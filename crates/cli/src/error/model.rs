@@ -5,6 +5,7 @@ use lowtide_trainer::error::{Foreign, ModelError};
 use super::foreign_advice;
 
 /// What to do about a model directory, a line each.
+/// Long because it is one table of errors.
 pub fn advice(e: &ModelError) -> Vec<String> {
     let text = match e {
         ModelError::Config { source, .. } => match &**source {
@@ -72,6 +73,9 @@ pub fn advice(e: &ModelError) -> Vec<String> {
         }
         ModelError::Dimensions { what, .. } if *what == "head dimension" => {
             "answer without a KV cache: eval.generate.cached=0, generate --no-cache, eval without --cached"
+        }
+        ModelError::Dimensions { what, .. } if *what == "train.rows_chunk" => {
+            "set train.rows_chunk to 0 or to a multiple of 8 that is shorter than train.seq"
         }
         ModelError::Dimensions { .. } => {
             "the model's config.json says so: get it again from where the model was published, or take another model"

@@ -71,11 +71,11 @@ fn another_layout_is_no_part_of_the_data() {
     let files: Vec<_> = run.data.train.iter().map(|s| s.path.clone()).collect();
     assert_eq!(files, [Path::new("/r/a.jsonl"), Path::new("/r/c.jsonl")]);
     assert_eq!(run.data.fields.messages, "messages");
-    assert_eq!(imported.sets.len(), 1);
+    assert_eq!(imported.warned.len(), 1);
     assert!(
-        imported.sets[0].0.contains("b.jsonl"),
+        imported.warned[0].0.contains("b.jsonl"),
         "{:?}",
-        imported.sets
+        imported.warned
     );
     assert!(
         imported
@@ -127,9 +127,9 @@ fn data_sets_whose_fields_have_other_names_are_left_out() {
     let files: Vec<_> = run.data.train.iter().map(|s| s.path.clone()).collect();
     assert_eq!(files, [Path::new("/r/a.jsonl"), Path::new("/r/c.jsonl")]);
     assert_eq!(run.data.fields.messages, "conversations");
-    let left: Vec<_> = imported.sets.iter().map(|s| s.0.as_str()).collect();
+    let left: Vec<_> = imported.warned.iter().map(|s| s.0.as_str()).collect();
     assert_eq!(left, ["datasets[1] (b.jsonl)", "datasets[3] (d.jsonl)"]);
-    let why = &imported.sets[0].1;
+    let why = &imported.warned[0].1;
     assert!(
         why.starts_with(
             "its records have 'messages' where those of the first data set have 'conversations'"
@@ -272,4 +272,14 @@ fn keys_of_the_table_are_keys() {
             assert!(KEYS.iter().any(|k| k.name == *key), "{name}: {key}");
         }
     }
+}
+
+#[test]
+fn what_makes_another_training_is_warned_of() {
+    let text = "base_model: m\ndatasets: [{path: a.jsonl, type: alpaca}]\nadapter: qlora\nload_in_4bit: true\n\
+                lora_r: 8\nload_in_8bit: false\nrl: dpo\nstrict: false\n";
+    let (imported, _) = imported(text);
+    let warned: Vec<_> = imported.warned.iter().map(|w| w.0.as_str()).collect();
+    assert_eq!(warned, ["adapter: qlora", "load_in_4bit: true", "rl: dpo"]);
+    assert!(imported.dropped.iter().any(|d| d.0 == "lora_r: 8"));
 }
