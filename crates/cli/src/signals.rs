@@ -197,9 +197,11 @@ fn end(signal: Signal, watch: &Watch, json: bool) {
         exit(code);
     }
     lowtide_session::abandon();
-    if let Some(others) = watch.others.get() {
-        others.say(signal.0, signal.name());
-    }
+    // Beside this process's own last words: a rank that takes nothing keeps it from none of them.
+    let others = watch.others.get().cloned();
+    let saying = others.map(|others| {
+        std::thread::Builder::new().spawn(move || others.say(signal.0, signal.name()))
+    });
     view::restore();
     if json {
         let answer = json!({
@@ -211,6 +213,10 @@ fn end(signal: Signal, watch: &Watch, json: bool) {
         }
     }
     complain(&format!("stopped by {}{}", signal.name(), kept.words()));
+    // Until the time for last words is over.
+    if let Some(Ok(saying)) = saying {
+        let _ = saying.join();
+    }
     exit(code);
 }
 

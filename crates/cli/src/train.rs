@@ -48,30 +48,43 @@ pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
         0 => lead(args, &run, Some(&met), out, watch),
         rank => {
             let ended = match follow(&run, &met, &watch.requests) {
-                Err(e) => signal_of(&e, watch).ok_or(e)?,
+                Err(e) => Some(ended_by(&e).or_else(|| ended_too(&e, watch)).ok_or(e)?),
                 Ok(signal) => signal.map(|signal| Signal::of_another(Some(signal))),
             };
-            let answer = json!({ "rank": rank, "signal": ended.map(Signal::name) });
-            Ok((answer, ended.map_or(0, Signal::code)))
+            Ok(answer_of(rank, ended))
         }
     }
 }
 
-/// The signal by which another rank's process has ended, where that is all that is wrong: as it says, or, of one that
-/// could not say so, the one that came to this process, too.
-fn signal_of(e: &TrainError, watch: &Watch) -> Option<Option<Signal>> {
-    let TrainError::Exec(ExecError::Ranks { source, .. }) = e else {
+/// What a rank's process answers that has nothing else to say.
+fn answer_of(rank: usize, signal: Option<Signal>) -> (Value, u8) {
+    let answer = json!({ "rank": rank, "signal": signal.map(Signal::name) });
+    (answer, signal.map_or(0, Signal::code))
+}
+
+/// Why ranks cannot continue, where that is the error.
+fn between_ranks(e: &TrainError) -> Option<&CommError> {
+    match e {
+        TrainError::Exec(ExecError::Ranks { source, .. }) => Some(source),
+        _ => None,
+    }
+}
+
+/// The signal that has ended another rank's process at once, where that is all that is wrong. Says so.
+fn ended_by(e: &TrainError) -> Option<Signal> {
+    let CommError::Signalled { rank, signal, name } = between_ranks(e)? else {
         return None;
     };
-    let signal = match source {
-        CommError::Signalled { rank, signal, name } => {
-            complain(&format!("the process of rank {rank} was ended by {name}"));
-            Some(Signal::of_another(Some(*signal)))
-        }
+    complain(&format!("the process of rank {rank} was ended by {name}"));
+    Some(Signal::of_another(Some(*signal)))
+}
+
+/// The signal that came to this process, where another one has ended and could not say by which.
+fn ended_too(e: &TrainError, watch: &Watch) -> Option<Signal> {
+    match between_ranks(e)? {
         CommError::Gone { .. } | CommError::Stopped { .. } => watch.stopped_by(),
         _ => None,
-    };
-    signal.map(Some)
+    }
 }
 
 /// Trains, of several ranks that a launcher has started as the first.
@@ -95,7 +108,14 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
         Some(met) => lowtide_trainer::lead(run, met, &mut show, &watch.requests),
     };
     show.end();
-    let report = result?;
+    let report = match result {
+        // Of a launch all processes end with the code of the signal that ended one at once.
+        Err(e) if met.is_some() => match ended_by(&e) {
+            Some(signal) => return Ok(answer_of(0, Some(signal))),
+            None => return Err(e.into()),
+        },
+        result => result?,
+    };
     if report.nothing_to_do {
         out.text(&format!("finished at step {}; nothing to do", report.steps));
     }
@@ -103,9 +123,10 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
     let events = run.log.tensorboard.then_some(events.as_path());
     out.text(&report.text(events, show.cuda));
     let mut answer = json!(report);
-    // Where another rank was asked to stop, the first one's process answers for the run as if it had been.
-    let asked = || met.map(|_| Signal::of_another(watch.requests.stopped_by()));
-    let signal = watch.stopped_by().or_else(asked).filter(|_| report.stopped);
+    // Whichever rank was asked first: the others' processes hear of the same one.
+    let asked = watch.requests.stopped_by();
+    let signal =
+        (report.stopped && (asked.is_some() || met.is_some())).then(|| Signal::of_another(asked));
     answer["signal"] = json!(signal.map(Signal::name));
     Ok((answer, signal.map_or(0, Signal::code)))
 }

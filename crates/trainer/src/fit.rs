@@ -231,7 +231,11 @@ pub fn lead(
     let done = train_with(run, observer, requests, Some(&others));
     // Before the way to the others goes, which on GPUs would wait for them.
     match &done {
-        Ok(report) => others.end(requests.stopped_by().filter(|_| report.stopped)),
+        // 0: asked by something else than a signal.
+        Ok(report) => {
+            let asked = || requests.stopped_by().unwrap_or(0);
+            others.end(report.stopped.then(asked));
+        }
         Err(e) => met.party.stop(&e.to_string()),
     }
     done

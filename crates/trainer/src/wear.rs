@@ -36,7 +36,11 @@ impl Wear {
         let steps_a_day = DAY / plan.prediction.step_seconds.0;
         let daily = step_bytes.0 as f64 * steps_a_day;
         let rated = machine.disk.and_then(|d| d.rated_writes);
-        let hosts = f64::from(machine.net.map_or(1, |net| net.hosts.max(1)));
+        let hosts = machine
+            .net
+            .filter(|_| plan.ranks > 1)
+            .map_or(1, |net| net.hosts);
+        let hosts = f64::from(hosts.max(1));
         (step_bytes > Bytes::ZERO).then(|| Self {
             step_bytes,
             activation_bytes: activations_written(plan),

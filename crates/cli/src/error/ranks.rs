@@ -19,7 +19,9 @@ pub fn advice(e: &CommError) -> Vec<String> {
             "it was killed, perhaps by the system for want of memory (dmesg tells); the newest checkpoint, if one was \
              written, is whole, and the same command goes on from it",
         ),
-        CommError::Signalled { .. } => one("the same command goes on from what is saved"),
+        CommError::Signalled { .. } => {
+            one("the same command goes on from the newest checkpoint, if one was written")
+        }
         CommError::Stopped { .. } => one(
             "what that rank has printed tells more; the newest checkpoint, if one was written, is whole",
         ),

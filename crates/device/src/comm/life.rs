@@ -51,6 +51,16 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Which rank's process a signal ended, of the words behind `signal`.
+fn signalled(what: &str) -> Option<CommError> {
+    let mut words = what.splitn(3, ' ');
+    Some(CommError::Signalled {
+        rank: words.next()?.parse().ok()?,
+        signal: words.next()?.parse().ok()?,
+        name: words.next()?.to_owned(),
+    })
+}
+
 impl Life {
     /// Listens to all others from here on.
     pub fn start(rank: usize, lines: Vec<Option<Line>>) -> std::io::Result<Arc<Self>> {
@@ -91,12 +101,7 @@ impl Life {
                     why: why.to_owned(),
                 }),
                 ("signal", what) => {
-                    let (number, name) = what.split_once(' ').unwrap_or((what, "a signal"));
-                    self.set(CommError::Signalled {
-                        rank: peer,
-                        signal: number.parse().unwrap_or(0),
-                        name: name.to_owned(),
-                    });
+                    self.set(signalled(what).unwrap_or(CommError::Gone { rank: peer }))
                 }
                 ("ask", what) => {
                     let signal = what.strip_prefix("stop ").and_then(|n| n.parse().ok());
@@ -177,7 +182,7 @@ impl Life {
 
     /// Tells all that a signal ends this process, which does not wait for what it does.
     pub fn end_by(&self, signal: i32, name: &str) {
-        let message = format!("signal {signal} {name}");
+        let message = format!("signal {} {signal} {name}", self.rank);
         (0..self.lines.len()).for_each(|to| self.tell(to, &message));
     }
 
@@ -250,6 +255,9 @@ impl Life {
         let message = match self.ended() {
             None => "end".to_owned(),
             Some(CommError::Stopped { rank, why }) if rank == self.rank => format!("stop {why}"),
+            Some(CommError::Signalled { rank, signal, name }) => {
+                format!("signal {rank} {signal} {name}")
+            }
             Some(error) => format!("stop {error}"),
         };
         for (to, line) in self.lines.iter().enumerate() {

@@ -283,6 +283,30 @@ fn an_end_that_only_some_know_of_comes_to_all() {
     let end = last.ended().expect("an end").to_string();
     assert!(end.contains("the process of rank"), "{end}");
 
+    // By which signal a rank's process was ended comes from whoever has heard of it, as that rank's end.
+    let mut ranks = group(3);
+    let last = ranks.pop().expect("three");
+    ranks[0].life.cut_line(2);
+    last.life.cut_line(0);
+    ranks[0].end_by(2, "SIGINT");
+    let heard = |party: &Party| {
+        party
+            .ended()
+            .filter(|end| matches!(end, CommError::Signalled { .. }))
+    };
+    let begin = Instant::now();
+    while heard(&ranks[1]).is_none() && begin.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let name = "SIGINT".to_owned();
+    let end = CommError::Signalled {
+        rank: 0,
+        signal: 2,
+        name,
+    };
+    assert_eq!(heard(&ranks[1]), Some(end));
+    drop((ranks, last));
+
     let mut ranks = group(2);
     let first = ranks.pop().expect("two");
     let panicked = std::thread::spawn(move || {
