@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn long_values_show_where_they_differ() {
-        assert_eq!(brief(&json!(1.5), &json!(null)), ["1.5", "null"]);
+        assert_eq!(brief(&json!(1.5), &json!(null)), ["1.5", "none"]);
         let names = |n: usize| json!(vec!["größer"; n]);
         let [a, b] = brief(&names(99), &names(98));
         assert_ne!(a, b);
