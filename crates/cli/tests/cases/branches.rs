@@ -175,7 +175,7 @@ fn a_branch_that_has_saved_goes_on_from_what_it_saved() {
     ] {
         let ended = t.train(&[branch()[0], groups, "checkpoint.change=optimizer.groups"]);
         let resumed = format!("resumed from {} after step 20", t.at(NAMED).display());
-        note(&ended, &[&resumed, "optimizer.groups: null -> [["]);
+        note(&ended, &[&resumed, "optimizer.groups: none -> [["]);
         results.push(result(&t, "out"));
     }
     assert_ne!(results[0], results[1]);

@@ -292,9 +292,10 @@ fn checkpoints_that_were_not_written_are_named_at_the_end() {
     let s = Scratch::new("log-disk-full");
     let run = |more: &str, in_the_way: &str| {
         let script = format!(
-            "$0 train run.yaml --set train.steps=300 --set checkpoint.every_steps=100 --set plan.machine={} \
+            "$0 train run.yaml --set train.steps=400 --set checkpoint.every_steps=200 --set plan.machine={} \
                 {more} > log 2>&1 & p=$!
-            while ! grep -q 'step 30/' log; do kill -0 $p || exit 78; sleep 0.05; done
+            # Two hundred steps are seconds, also of a machine that is busy.
+            while ! grep -q 'step 1/' log; do kill -0 $p || exit 78; sleep 0.05; done
             {in_the_way}
             wait $p; rc=$?
             cat log; ls out/checkpoints; exit $rc",
@@ -314,26 +315,26 @@ fn checkpoints_that_were_not_written_are_named_at_the_end() {
     let ended = run("", for_a_while);
     ended.fine();
     for word in [
-        "warning: the checkpoint of step 100 was not saved: ",
+        "warning: the checkpoint of step 200 was not saved: ",
         "the run goes on, there is no checkpoint yet",
         "not written ",
-        "step 100",
-        "step-00000300",
+        "step 200",
+        "step-00000400",
     ] {
         assert!(ended.out.contains(word), "{word:?} in {}", ended.out);
     }
-    assert!(!ended.out.contains("step-00000100"), "{}", ended.out);
+    assert!(!ended.out.contains("step-00000200"), "{}", ended.out);
     fs::remove_dir_all(s.at("out")).unwrap();
     let ended = run("--set checkpoint.on_error=stop", "touch out/checkpoints");
     assert_eq!(ended.code, Some(2), "{}", ended.out);
     for word in [
         "one that cannot be written ends the run",
-        "the checkpoint of step 100 was not saved: ",
+        "the checkpoint of step 200 was not saved: ",
         "out/checkpoints: is not a directory",
     ] {
         assert!(ended.out.contains(word), "{word:?} in {}", ended.out);
     }
-    assert!(!ended.out.contains("step 200/"), "{}", ended.out);
+    assert!(!ended.out.contains("step 300/"), "{}", ended.out);
 }
 
 #[test]
