@@ -58,7 +58,8 @@ pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
 
 /// What a rank's process answers that has nothing else to say.
 fn answer_of(rank: usize, signal: Option<Signal>) -> (Value, u8) {
-    let answer = json!({ "rank": rank, "signal": signal.map(Signal::name) });
+    let stopped = signal.is_some();
+    let answer = json!({ "rank": rank, "stopped": stopped, "signal": signal.map(Signal::name) });
     (answer, signal.map_or(0, Signal::code))
 }
 
