@@ -31,7 +31,7 @@ pub struct TierMemory {
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
-fn is_zero(n: &u64) -> bool {
+pub(crate) fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 

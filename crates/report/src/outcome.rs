@@ -69,11 +69,15 @@ pub struct TrainReport {
     pub loss_last: Option<f64>,
     /// How many steps that mean is of: ten, or fewer.
     pub loss_last_steps: u64,
-    /// Evaluation loss before the first step, if there is evaluation data.
+    /// Loss of the first evaluation on the same data as the last one: before the first step, but where the data changed
+    /// or came later.
     pub eval_loss_first: Option<f64>,
+    /// After which step it was made.
+    #[serde(default, skip_serializing_if = "crate::memory::is_zero")]
+    pub eval_step_first: u64,
     /// Evaluation loss after the last step.
     pub eval_loss_last: Option<f64>,
-    /// Share of the evaluation's supervised tokens that greedy decoding would take, before the first step.
+    /// Share of the evaluation's supervised tokens that greedy decoding would take, in the first evaluation.
     #[serde(default)]
     pub eval_accuracy_first: Option<f64>,
     /// The same share after the last step.
@@ -272,12 +276,23 @@ fn how_well(r: &TrainReport, line: &mut Line<'_>) {
             line(name, known.join(", "));
         }
     };
+    // The first on the data that the last one is of.
+    let first = match r.eval_step_first {
+        0 => "before step 1".to_owned(),
+        n => format!("after step {n} (first on this evaluation data)"),
+    };
+    let alone = r.eval_step_first > 0 && r.eval_step_first == r.steps && r.eval_loss_last.is_some();
+    let last = match alone {
+        true => format!("after step {} (first on this evaluation data)", r.steps),
+        false => format!("after step {}", r.steps),
+    };
     two(
         "eval loss",
         [
-            r.eval_loss_first.map(|x| format!("{x:.4} before step 1")),
-            r.eval_loss_last
-                .map(|x| format!("{x:.4} after step {}", r.steps)),
+            r.eval_loss_first
+                .filter(|_| !alone)
+                .map(|x| format!("{x:.4} {first}")),
+            r.eval_loss_last.map(|x| format!("{x:.4} {last}")),
         ],
     );
     let percent = |x: f64| format!("{:.1}%", 100.0 * x);
@@ -285,9 +300,10 @@ fn how_well(r: &TrainReport, line: &mut Line<'_>) {
         "eval accuracy",
         [
             r.eval_accuracy_first
-                .map(|x| format!("{} before step 1", percent(x))),
+                .filter(|_| !alone)
+                .map(|x| format!("{} {first}", percent(x))),
             r.eval_accuracy_last
-                .map(|x| format!("{} after step {}", percent(x), r.steps)),
+                .map(|x| format!("{} {last}", percent(x))),
         ],
     );
     let share = |x: f64, when: &str| format!("{:.1}% {when} training", 100.0 * x);

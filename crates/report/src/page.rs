@@ -131,7 +131,7 @@ fn tiles(page: &mut String, run: &RunReport) {
         f.loss_last.map(loss),
         first.unwrap_or_default(),
     );
-    let evaluations = (f.evaluation_first, f.evaluation_last, f.evaluation_best);
+    let evaluations = (&f.evaluation_first, &f.evaluation_last, &f.evaluation_best);
     if let (Some(first), Some(last), Some(best)) = evaluations {
         let mut below = match first.step == last.step {
             true => format!("after step {}", count(last.step)),
@@ -145,20 +145,23 @@ fn tiles(page: &mut String, run: &RunReport) {
                 count(best.step)
             );
         }
+        if f.evaluations_of_others > 0 {
+            below.push_str(", those on other data left out");
+        }
         tile("evaluation loss", Some(loss(last.eval_loss)), below);
     }
     let percent = |e: &crate::run::Evaluation| {
         e.eval_accuracy
             .map(|share| format!("{:.1}%", 100.0 * share))
     };
-    if let (Some(first), Some(last)) = (f.evaluation_first, f.evaluation_last) {
-        let before = percent(&first).filter(|_| first.step != last.step);
+    if let (Some(first), Some(last)) = (&f.evaluation_first, &f.evaluation_last) {
+        let before = percent(first).filter(|_| first.step != last.step);
         let below = before.map(|p| format!("{p} after step {}", count(first.step)));
         let title = match last.eval_f1 {
             Some(_) => "right documents",
             None => "right tokens",
         };
-        tile(title, percent(&last), below.unwrap_or_default());
+        tile(title, percent(last), below.unwrap_or_default());
         if let Some(f1) = last.eval_f1 {
             let before = first.eval_f1.filter(|_| first.step != last.step);
             let below = before.map(|f1| format!("{f1:.3} after step {}", count(first.step)));

@@ -2,6 +2,7 @@
 //!
 //! One file because it is one directory, file by file.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use crate::account::{self, Account, PlanReport, Process};
 use crate::answers::answers;
 use crate::curve::{Curve, LastLosses, Median, Smoothed};
 use crate::error::ReportError;
+use crate::memory::is_zero;
 use crate::people::hub_name;
 
 /// What a run tells of itself beside its metrics.
@@ -75,7 +77,7 @@ pub struct Step {
 }
 
 /// What an evaluation found, after a step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// After which step; 0 is before the first.
     pub step: u64,
@@ -87,6 +89,9 @@ pub struct Evaluation {
     /// F1 of a model that classifies, whose accuracy is the share of right documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_f1: Option<f64>,
+    /// Hash of its data and settings: figures of two are not compared. Runs of earlier versions do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_data: Option<String>,
 }
 
 /// Exact match of the answers to the evaluation's prompts.
@@ -102,6 +107,9 @@ pub struct Match {
     pub right: u64,
     /// How many prompts were answered.
     pub prompts: u64,
+    /// Hash of the prompts and of the settings that decide the answers, as [`Evaluation::eval_data`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_data: Option<String>,
 }
 
 /// An answer to a prompt. Texts are cut to what is shown.
@@ -146,16 +154,20 @@ pub struct Figures {
     pub spikes: u64,
     /// How often it went on with another plan.
     pub replans: u64,
-    /// The first evaluation.
+    /// The first evaluation on the data of the last one.
     pub evaluation_first: Option<Evaluation>,
     /// The last one.
     pub evaluation_last: Option<Evaluation>,
-    /// The one with the least loss.
+    /// The one with the least loss on the data of the last one.
     pub evaluation_best: Option<Evaluation>,
-    /// Exact match before training.
+    /// Exact match before training, where it is of the prompts of the last one.
     pub match_before: Option<Match>,
     /// The last one.
     pub match_last: Option<Match>,
+    /// Evaluations and shares of right answers that are of other data or settings than the last one. They are in none
+    /// of these figures and in no curve.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub evaluations_of_others: u64,
 }
 
 /// Curves by step. Of very many steps each stretch has its lowest and its highest value.
@@ -165,7 +177,7 @@ pub struct Curves {
     pub loss: Curve,
     /// The same, of which older steps count less and less.
     pub loss_smoothed: Curve,
-    /// Loss of evaluations.
+    /// Loss of evaluations on the data of the last one; so of the two below.
     pub eval_loss: Curve,
     /// Accuracy of tokens in evaluations, a share.
     pub eval_accuracy: Curve,
@@ -365,34 +377,78 @@ struct Gathered {
     smoothed: Smoothed,
     /// Tokens and seconds of the steps whose rate is known.
     timed: (f64, f64),
+    /// By their data.
+    evaluations: HashMap<Option<String>, Evaluations>,
+    matches: HashMap<Option<String>, Matches>,
+    /// The data of the last evaluation, and of the last answers.
+    evaluated: Option<Option<String>>,
+    answered: Option<Option<String>>,
+}
+
+/// Evaluations on the same data.
+#[derive(Default)]
+struct Evaluations {
+    count: u64,
+    /// The first, the last and the best one.
+    three: Option<[Evaluation; 3]>,
+    loss: Curve,
+    accuracy: Curve,
+}
+
+impl Evaluations {
+    fn add(&mut self, e: Evaluation) {
+        self.count += 1;
+        self.loss.push(e.step as f64, e.eval_loss);
+        if let Some(share) = e.eval_accuracy {
+            self.accuracy.push(e.step as f64, share);
+        }
+        match &mut self.three {
+            None => self.three = Some([e.clone(), e.clone(), e]),
+            Some([_, last, best]) => {
+                if e.eval_loss < best.eval_loss {
+                    *best = e.clone();
+                }
+                *last = e;
+            }
+        }
+    }
+}
+
+/// Answers to the same prompts.
+#[derive(Default)]
+struct Matches {
+    count: u64,
+    before: Option<Match>,
+    last: Option<Match>,
+    shares: Curve,
+}
+
+impl Matches {
+    fn add(&mut self, m: Match) {
+        self.count += 1;
+        self.shares.push(m.step as f64, m.exact_match);
+        // Each is measured once; of a file that says otherwise, the last.
+        match m.when.as_str() {
+            "before" => self.before = Some(m),
+            _ => self.last = Some(m),
+        }
+    }
 }
 
 impl Gathered {
     fn add(&mut self, metric: Metric) {
-        let (all, curves) = (&mut self.figures, &mut self.curves);
         match metric {
-            Metric::Event(e) => all.replans += u64::from(e.event == "replan"),
+            Metric::Event(e) => self.figures.replans += u64::from(e.event == "replan"),
             Metric::Evaluation(e) => {
-                curves.eval_loss.push(e.step as f64, e.eval_loss);
-                if let Some(share) = e.eval_accuracy {
-                    curves.eval_accuracy.push(e.step as f64, share);
-                }
-                all.evaluation_first.get_or_insert(e);
-                all.evaluation_last = Some(e);
-                if all
-                    .evaluation_best
-                    .is_none_or(|b| e.eval_loss < b.eval_loss)
-                {
-                    all.evaluation_best = Some(e);
-                }
+                self.evaluated = Some(e.eval_data.clone());
+                self.evaluations
+                    .entry(e.eval_data.clone())
+                    .or_default()
+                    .add(e);
             }
             Metric::Match(m) => {
-                curves.exact_match.push(m.step as f64, m.exact_match);
-                // Each is measured once; of a file that says otherwise, the last.
-                match m.when.as_str() {
-                    "before" => all.match_before = Some(m),
-                    _ => all.match_last = Some(m),
-                }
+                self.answered = Some(m.eval_data.clone());
+                self.matches.entry(m.eval_data.clone()).or_default().add(m);
             }
             Metric::Step(s) => self.step(&s),
         }
@@ -433,15 +489,39 @@ impl Gathered {
         }
     }
 
-    fn done(self) -> (Figures, Curves) {
+    fn done(mut self) -> (Figures, Curves) {
         let (tokens, seconds) = self.timed;
+        let last = self
+            .evaluated
+            .and_then(|data| self.evaluations.remove(&data));
+        let last = last.unwrap_or_default();
+        let answers = self.answered.and_then(|data| self.matches.remove(&data));
+        let answers = answers.unwrap_or_default();
+        let others = self.evaluations.values().map(|e| e.count).sum::<u64>();
+        let others = others + self.matches.values().map(|m| m.count).sum::<u64>();
+        let [first, newest, best] = match last.three {
+            Some(three) => three.map(Some),
+            None => [None, None, None],
+        };
         let figures = Figures {
             tokens_per_second: (seconds > 0.0).then(|| tokens / seconds),
             step_seconds: self.times.value(),
             loss_last: self.last.mean(),
+            evaluation_first: first,
+            evaluation_last: newest,
+            evaluation_best: best,
+            match_before: answers.before,
+            match_last: answers.last,
+            evaluations_of_others: others,
             ..self.figures
         };
-        (figures, self.curves)
+        let curves = Curves {
+            eval_loss: last.loss,
+            eval_accuracy: last.accuracy,
+            exact_match: answers.shares,
+            ..self.curves
+        };
+        (figures, curves)
     }
 }
 

@@ -68,32 +68,33 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
         }),
         row("eval loss", &|r| {
             let f = &r.figures;
-            let (first, last) = (f.evaluation_first?, f.evaluation_last?);
+            let (first, last) = (f.evaluation_first.as_ref()?, f.evaluation_last.as_ref()?);
             let best = f
                 .evaluation_best
+                .as_ref()
                 .filter(|b| b.step != first.step && b.step != last.step);
             let of = |e: &Evaluation| format!("{} after step {}", loss(e.eval_loss), e.step);
-            let mut each = vec![of(&first)];
-            each.extend((first.step != last.step).then(|| of(&last)));
-            each.extend(best.map(|b| format!("best {}", of(&b))));
+            let mut each = vec![of(first)];
+            each.extend((first.step != last.step).then(|| of(last)));
+            each.extend(best.map(|b| format!("best {}", of(b))));
             Some(each.join(", "))
         }),
         row("eval accuracy", &|r| {
             let f = &r.figures;
-            let (first, last) = (f.evaluation_first?, f.evaluation_last?);
+            let (first, last) = (f.evaluation_first.as_ref()?, f.evaluation_last.as_ref()?);
             let of = |e: &Evaluation| {
                 let share = 100.0 * e.eval_accuracy?;
                 Some(format!("{share:.1}% after step {}", e.step))
             };
-            let each = [of(&first), of(&last).filter(|_| first.step != last.step)];
+            let each = [of(first), of(last).filter(|_| first.step != last.step)];
             let each: Vec<String> = each.into_iter().flatten().collect();
             (!each.is_empty()).then(|| each.join(", "))
         }),
         row("eval F1", &|r| {
             let f = &r.figures;
-            let (first, last) = (f.evaluation_first?, f.evaluation_last?);
+            let (first, last) = (f.evaluation_first.as_ref()?, f.evaluation_last.as_ref()?);
             let of = |e: &Evaluation| Some(format!("{:.3} after step {}", e.eval_f1?, e.step));
-            let each = [of(&first), of(&last).filter(|_| first.step != last.step)];
+            let each = [of(first), of(last).filter(|_| first.step != last.step)];
             let each: Vec<String> = each.into_iter().flatten().collect();
             (!each.is_empty()).then(|| each.join(", "))
         }),
@@ -109,6 +110,13 @@ pub(crate) fn facts(runs: &[RunReport]) -> Vec<Fact> {
             });
             let each: Vec<String> = each.collect();
             (!each.is_empty()).then(|| each.join(", "))
+        }),
+        row("left out", &|r| {
+            let n = r.figures.evaluations_of_others;
+            (n > 0).then(|| match n {
+                1 => "1 evaluation of other data or settings than the last one".to_owned(),
+                n => format!("{n} evaluations of other data or settings than the last one"),
+            })
         }),
         row("skipped steps", &|r| {
             let n = r.figures.skipped;

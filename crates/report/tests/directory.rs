@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use lowtide_report::arms::Arms;
-use lowtide_report::{ReportError, RunReport, State, page, text};
+use lowtide_report::{Evaluation, ReportError, RunReport, State, page, text};
 use serde_json::json;
 
 /// A run of three steps with an evaluation and two prompts, stopped in the middle of writing a line.
@@ -603,4 +603,42 @@ fn metrics_that_are_missing_are_named() {
     std::fs::remove_file(&metrics).unwrap();
     let want = "metrics.jsonl is not there: nothing is known of single steps";
     assert_eq!(said(), Some(want.to_owned()));
+}
+
+#[test]
+fn figures_of_other_evaluation_data_are_not_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), 0.001);
+    let eval = |step: u64, loss: f64, data: &str| json!({"step": step, "eval_loss": loss, "eval_accuracy": loss / 10.0, "eval_data": data});
+    let answers = |when: &str, share: f64, data: &str| json!({"step": 0, "when": when, "exact_match": share, "right": 1, "prompts": 4, "eval_data": data});
+    // Data that were there before come back.
+    let lines = [
+        answers("before", 0.25, "p"),
+        eval(0, 3.0, "a"),
+        eval(2, 1.0, "b"),
+        eval(4, 2.5, "a"),
+        eval(6, 2.0, "a"),
+        answers("after", 0.75, "q"),
+    ];
+    let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
+    std::fs::write(dir.path().join("metrics.jsonl"), &text).unwrap();
+    let run = RunReport::read(dir.path()).unwrap();
+    let f = &run.figures;
+    let loss = |e: &Option<Evaluation>| e.as_ref().map(|e| (e.step, e.eval_loss));
+    assert_eq!(loss(&f.evaluation_first), Some((0, 3.0)));
+    assert_eq!(loss(&f.evaluation_last), Some((6, 2.0)));
+    assert_eq!(loss(&f.evaluation_best), Some((6, 2.0)));
+    assert_eq!((&f.match_before, f.evaluations_of_others), (&None, 2));
+    let points = run.curves.eval_loss.points();
+    assert_eq!(points, [(0.0, 3.0), (4.0, 2.5), (6.0, 2.0)]);
+    let shown = text::compare(&[run]);
+    assert!(shown.contains("2 evaluations of other data"), "{shown}");
+    std::fs::write(
+        dir.path().join("metrics.jsonl"),
+        format!("{text}{}\n", eval(8, 0.5, "b")),
+    )
+    .unwrap();
+    let f = RunReport::read(dir.path()).unwrap().figures;
+    assert_eq!(loss(&f.evaluation_first), Some((2, 1.0)));
+    assert_eq!(f.evaluations_of_others, 4);
 }

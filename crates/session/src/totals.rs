@@ -15,8 +15,17 @@ pub struct Totals {
     pub timed_tokens: u64,
     /// Bytes written to the drives of `budget.disk`: steps, evaluations, and what each start filled them with.
     pub disk_written: u64,
-    /// Bits of the evaluation loss before the first step, if it was measured.
+    /// Bits of the loss of the first evaluation on the run's evaluation data, if one was made.
     pub eval_loss_first: Option<u64>,
+    /// After which step it was made; 0, but where the data changed or came later.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub eval_step_first: u64,
+    /// Hash of its data and settings. States of earlier versions do not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_data_first: Option<String>,
+    /// Hash of the prompts that were answered before training. States of earlier versions do not say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answers_first: Option<String>,
     /// Bits of the share of its tokens whose label was the most likely one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_accuracy_first: Option<u64>,
@@ -25,6 +34,11 @@ pub struct Totals {
     /// Steps whose update was left out, and steps whose norm was a spike, updated or not.
     #[serde(skip_serializing_if = "Odd::none")]
     pub odd: Odd,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Steps that were not as others are.

@@ -295,9 +295,8 @@ impl Fit<'_> {
     fn steps(&mut self, planned: &mut Planned) -> Result<(Tally, u64), TrainError> {
         if self.state.step == 0 {
             self.state.exact_match_before = self.exact_match(When::Before)?;
-            let first = self.evaluate(0)?;
-            self.state.totals.eval_loss_first = first.map(|e| e.loss.to_bits());
-            self.state.totals.eval_accuracy_first = first.map(|e| e.accuracy.to_bits());
+            self.state.totals.answers_first = self.evaluations.answers.clone();
+            self.evaluate(0)?;
         }
         let after_step = self.state.step;
         self.make_up()?;

@@ -228,3 +228,53 @@ fn a_last_save_that_fails_or_a_best_that_is_damaged_costs_no_model() {
     assert!(text.contains("best evaluation is damaged"), "{text}");
     assert_eq!(loss_of_model(&case), losses(&case)[2].1);
 }
+
+/// Figures of other evaluation data stand beside none of these.
+#[test]
+fn a_run_that_goes_on_with_other_evaluation_data_begins_with_the_first_of_these() {
+    let case = case();
+    let first = |n: usize| -> String {
+        (case.read("d.jsonl").lines().take(n)).fold(String::new(), |all, l| all + l + "\n")
+    };
+    case.write("other.jsonl", &first(2));
+    let (other, more) = ("data.eval=other.jsonl", "checkpoint.change=train.steps");
+    case.train(&["train.steps=4"]).fine();
+    let went_on = case.train(&["train.steps=8", other, more]);
+    let all = losses(&case);
+    assert_eq!(
+        all.iter().map(|l| l.0).collect::<Vec<_>>(),
+        [0, 2, 4, 4, 6, 8]
+    );
+    for words in [
+        "the evaluation data, or settings of the evaluation, have changed",
+        &format!(
+            "eval loss     {:.4} after step 4 (first on this evaluation data), {:.4} after step 8",
+            all[3].1, all[5].1
+        ),
+    ] {
+        assert!(
+            went_on.fine().text().contains(words),
+            "{words:?} in {}",
+            went_on.text()
+        );
+    }
+    let report = case.run(&["report", "out"]);
+    let words = format!("{:.4} after step 4, {:.4} after step 8", all[3].1, all[5].1);
+    assert!(
+        report.fine().text().contains(&words),
+        "{words:?} in {}",
+        report.text()
+    );
+    // Back to what it had, whose first evaluation is known.
+    let back = case.train(&["train.steps=10", more]);
+    let last = losses(&case).last().copied().expect("one");
+    let words = format!(
+        "eval loss     {:.4} before step 1, {:.4} after step 10",
+        all[0].1, last.1
+    );
+    assert!(
+        back.fine().text().contains(&words),
+        "{words:?} in {}",
+        back.text()
+    );
+}

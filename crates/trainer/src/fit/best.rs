@@ -8,6 +8,9 @@ use super::Fit;
 use crate::answers::Question;
 use crate::checkpoint;
 use crate::error::TrainError;
+use crate::metrics::{first_of, value_at};
+use crate::output::METRICS;
+use crate::report::When;
 use lowtide_data::Packed;
 use lowtide_report::outcome::BestKept;
 
@@ -243,6 +246,43 @@ impl Fit<'_> {
             );
             self.observer.note(&note);
         }
+    }
+
+    /// Lets the first evaluation and the answers before training be those of what this run evaluates: figures of other
+    /// data say nothing of each other. A state of which is not known what it is of stays.
+    pub(super) fn same_evaluations(&mut self) -> Result<(), TrainError> {
+        let folder = self.output.folder();
+        let totals = &mut self.state.totals;
+        let mut changed = false;
+        if let Some(data) = &self.evaluations.data {
+            let other = totals.eval_data_first.as_ref().is_some_and(|d| d != data);
+            if other || totals.eval_loss_first.is_none() {
+                // Recorded where the run had these data before, or died before its state knew of it.
+                let first = first_of(folder, METRICS, data)?;
+                totals.eval_loss_first = first.map(|f| f.loss.to_bits());
+                totals.eval_accuracy_first = first.and_then(|f| f.accuracy).map(f64::to_bits);
+                totals.eval_step_first = first.map_or(0, |f| f.step);
+                totals.eval_data_first = first.map(|_| data.clone());
+            }
+            changed |= other;
+        }
+        if let Some(answers) = &self.evaluations.answers {
+            let other = totals.answers_first.as_ref().is_some_and(|a| a != answers);
+            if other {
+                let of = (Some(When::Before.name()), answers.as_str());
+                let before = value_at(folder, METRICS, 0, of, "exact_match")?;
+                self.state.exact_match_before = before;
+                totals.answers_first = before.map(|_| answers.clone());
+            }
+            changed |= other;
+        }
+        if changed {
+            self.observer.note(
+                "the evaluation data, or settings of the evaluation, have changed: the summary leaves out what is of \
+                 the others",
+            );
+        }
+        Ok(())
     }
 
     /// The same of an evaluation's loss or accuracy.

@@ -61,6 +61,13 @@ impl Fit<'_> {
             return Err(self.diverged(step, format!("the evaluation loss is {loss}")));
         }
         self.observer.evaluated(step, evaluation);
+        let totals = &mut self.state.totals;
+        if totals.eval_loss_first.is_none() {
+            totals.eval_loss_first = Some(loss.to_bits());
+            totals.eval_accuracy_first = Some(accuracy.to_bits());
+            totals.eval_step_first = step;
+            totals.eval_data_first = self.evaluations.data.clone();
+        }
         let mut line = json!({
             "step": step,
             "eval_loss": loss,

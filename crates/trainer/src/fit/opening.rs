@@ -518,6 +518,7 @@ impl Fit<'_> {
         self.observer.phase(None);
         self.change(changes);
         self.same_best();
+        self.same_evaluations()?;
         self.dealt = self.state.tokens;
         self.state.totals.disk_written = written;
         self.earlier = self.state.totals.clone();

@@ -55,6 +55,7 @@ impl Fit<'_> {
             loss_last: totals.mean_loss(),
             loss_last_steps: totals.last_losses.len() as u64,
             eval_loss_first: totals.eval_loss_first.map(f64::from_bits),
+            eval_step_first: totals.eval_step_first,
             eval_loss_last: ends.eval_loss_last,
             eval_accuracy_first: totals.eval_accuracy_first.map(f64::from_bits),
             eval_accuracy_last: ends.eval_accuracy_last,

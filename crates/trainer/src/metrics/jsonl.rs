@@ -136,6 +136,38 @@ pub fn value_at(
     Ok(found)
 }
 
+/// The first evaluation of some data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FirstEvaluation {
+    /// After which step it was made; 0 is before the first.
+    pub step: u64,
+    /// Mean loss of a supervised token.
+    pub loss: f64,
+    /// Share of its tokens that greedy decoding would take; earlier versions did not count them.
+    pub accuracy: Option<f64>,
+}
+
+/// The first evaluation in a metrics file that is of the data with this hash.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn first_of(
+    folder: &Folder,
+    name: &str,
+    data: &str,
+) -> Result<Option<FirstEvaluation>, TrainError> {
+    let text = text(folder, name)?;
+    let records = text.lines().flat_map(serde_json::from_str::<Value>);
+    let mut of = records.filter(|r| r["eval_data"] == data);
+    Ok(of.find_map(|r| {
+        Some(FirstEvaluation {
+            step: r["step"].as_u64()?,
+            loss: r["eval_loss"].as_f64()?,
+            accuracy: r["eval_accuracy"].as_f64(),
+        })
+    }))
+}
+
 fn text(folder: &Folder, name: &str) -> Result<String, TrainError> {
     let mut bytes = Vec::new();
     let read = folder.read(name)?.read_to_end(&mut bytes);

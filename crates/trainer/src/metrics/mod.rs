@@ -4,5 +4,5 @@ pub mod appender;
 pub mod jsonl;
 pub mod tensorboard;
 
-pub use jsonl::{MetricsLog, has_step, last_step, last_written, value_at};
+pub use jsonl::{MetricsLog, first_of, has_step, last_step, last_written, value_at};
 pub use tensorboard::EventFile;
