@@ -31,6 +31,9 @@ pub struct Process {
     pub version: String,
     /// What it ran on, with the versions of that.
     pub device: String,
+    /// Of how many steps one has a line in the metrics; 0: an earlier version did not say it.
+    #[serde(default)]
+    pub every_steps: u64,
 }
 
 /// A step in the middle of a run, as it is planned and predicted.

@@ -264,17 +264,23 @@ impl RunReport {
         let mark = optional(&dir.join(".lowtide"))?;
         let mut finished = optional(&dir.join("finished.json"))?;
         let account = account(&dir.join(REPORT))?.unwrap_or_default();
-        let mut gathered = Gathered::default();
+        let mut gathered = Gathered {
+            processes: &account.processes,
+            ..Gathered::default()
+        };
         let there = lines(&dir.join(METRICS), |line| {
             gathered.add(serde_json::from_slice(line)?);
             Ok(())
         })?;
+        let hole = gathered.hole();
         let (figures, curves) = gathered.done();
         let figures = figures.with(&account.report);
         let known = finished["report"]["steps"]
             .as_u64()
             .max(account.report["steps"].as_u64());
-        let missing = missing(there, figures.step, known, &run);
+        let ends = missing(there, figures.step, known, &run);
+        let missing: Vec<String> = [hole, ends].into_iter().flatten().collect();
+        let missing = (!missing.is_empty()).then(|| missing.join("; "));
         // One that goes on for longer than it did before has another's mark.
         let (whole, done) = (
             &account.report["compared"],
@@ -369,7 +375,11 @@ impl Figures {
 
 /// Metrics, line by line.
 #[derive(Default)]
-struct Gathered {
+struct Gathered<'a> {
+    /// Who made the steps, as far as that is known: which of them have a line.
+    processes: &'a [Process],
+    /// Steps that have no line though they are before one that has, and the first of them.
+    holes: (u64, u64),
     figures: Figures,
     curves: Curves,
     times: Median,
@@ -435,7 +445,7 @@ impl Matches {
     }
 }
 
-impl Gathered {
+impl Gathered<'_> {
     fn add(&mut self, metric: Metric) {
         match metric {
             Metric::Event(e) => self.figures.replans += u64::from(e.event == "replan"),
@@ -454,7 +464,40 @@ impl Gathered {
         }
     }
 
+    /// Counts the lines that should stand between two that are there.
+    fn between(&mut self, before: u64, step: u64) {
+        for (i, process) in self.processes.iter().enumerate() {
+            let every = process.every_steps;
+            let next = self.processes.get(i + 1).map_or(u64::MAX, |p| p.after_step);
+            let (from, to) = (
+                before.max(process.after_step),
+                next.min(step.saturating_sub(1)),
+            );
+            if every == 0 || from >= to {
+                continue;
+            }
+            let lines = to / every - from / every;
+            if lines > 0 && self.holes.0 == 0 {
+                self.holes.1 = (from / every + 1).saturating_mul(every);
+            }
+            self.holes.0 = self.holes.0.saturating_add(lines);
+        }
+    }
+
+    /// What is missing before the last line.
+    fn hole(&self) -> Option<String> {
+        let (lines, first) = self.holes;
+        match lines {
+            0 => None,
+            1 => Some(format!("{METRICS} has no line of step {first}")),
+            n => Some(format!(
+                "{METRICS} has no lines of {n} steps, from step {first} on"
+            )),
+        }
+    }
+
     fn step(&mut self, s: &Step) {
+        self.between(self.figures.step, s.step);
         let (all, curves) = (&mut self.figures, &mut self.curves);
         let x = s.step as f64;
         (all.step, all.steps) = (s.step, s.steps);

@@ -597,6 +597,37 @@ fn metrics_that_are_missing_are_named() {
         last + 20
     );
     assert_eq!(said(), Some(want));
+    // Within it: which steps have lines is known of each process.
+    let account = |processes: serde_json::Value| {
+        let json = json!({"format": 1, "processes": processes, "report": {},
+            "plan": {"seconds": 0.0, "rounds_left_out": 0, "ranks": 1, "lanes": [], "tiers": []}});
+        std::fs::write(dir.path().join("report.json"), json.to_string()).unwrap();
+    };
+    let process = |after: u64, every: u64| json!({"after_step": after, "version": "0", "device": "cpu", "every_steps": every});
+    let lines = |steps: &[u64]| {
+        let line = |n: &u64| {
+            let step = json!({"step": n, "steps": 40, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 0.1, "tokens": 1});
+            format!("{step}\n")
+        };
+        std::fs::write(&metrics, steps.iter().map(line).collect::<String>()).unwrap();
+    };
+    finished(24);
+    account(json!([process(0, 10), process(20, 1)]));
+    lines(&[10, 20, 21, 22, 23, 24]);
+    assert_eq!(said(), None);
+    lines(&[20, 21, 24]);
+    let want = "metrics.jsonl has no lines of 3 steps, from step 10 on";
+    assert_eq!(said().as_deref(), Some(want));
+    lines(&[10, 20, 21, 23]);
+    let want =
+        "metrics.jsonl has no line of step 22; metrics.jsonl ends at step 23, of 24 that were made";
+    assert_eq!(said().as_deref(), Some(want));
+    // What an earlier version or another output has made.
+    account(json!([{"after_step": 0, "version": "0", "device": "cpu"}, process(20, 1)]));
+    lines(&[21, 22, 23, 24]);
+    assert_eq!(said(), None);
+    std::fs::remove_file(dir.path().join("report.json")).unwrap();
+    finished(last + 20);
     std::fs::write(&metrics, "").unwrap();
     let want = format!("metrics.jsonl has no step, of {} that were made", last + 20);
     assert_eq!(said(), Some(want));

@@ -236,7 +236,7 @@ fn a_run_that_goes_on_with_other_evaluation_data_begins_with_the_first_of_these(
     let first = |n: usize| -> String {
         (case.read("d.jsonl").lines().take(n)).fold(String::new(), |all, l| all + l + "\n")
     };
-    case.write("other.jsonl", &first(2));
+    case.write("other.jsonl", first(2));
     let (other, more) = ("data.eval=other.jsonl", "checkpoint.change=train.steps");
     case.train(&["train.steps=4"]).fine();
     let went_on = case.train(&["train.steps=8", other, more]);

@@ -263,3 +263,47 @@ fn an_output_named_as_a_checkpoint_is_told_apart() {
     s.train(&["checkpoint.resume=m", "output=other"])
         .refused(&["a broken checkpoint", "run.json"]);
 }
+
+/// The files of records are written anew where they lose their names, with all that stood in them.
+#[test]
+fn metrics_that_are_removed_or_replaced_during_a_run_are_written_anew() {
+    let s = Scratch::bare();
+    s.write("run.yaml", RUN);
+    let sets = |output: &'static str| {
+        [
+            output,
+            "train.steps=40",
+            "checkpoint.every_steps=20",
+            "log.tensorboard=true",
+        ]
+    };
+    s.train(&sets("output=want")).fine();
+    let want = result(&s, "want");
+    let during = |output, act: &dyn Fn()| {
+        let (mut running, mut out) = started(&s, &sets(output), "step 1/");
+        act();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut out, &mut text).expect("text");
+        assert!(running.0.wait().expect("a child").success(), "{text}");
+        text
+    };
+    let text = during("output=out", &|| {
+        fs::remove_file(s.at("out/metrics.jsonl")).unwrap();
+        fs::remove_dir_all(s.at("out/tensorboard")).unwrap();
+    });
+    assert_eq!(
+        text.matches("metrics.jsonl was removed").count(),
+        1,
+        "{text}"
+    );
+    assert_eq!(result(&s, "out"), want);
+    assert_eq!(names(&s.at("out")).len(), names(&s.at("want")).len());
+    let text = during("output=again", &|| {
+        let path = s.at("again/metrics.jsonl");
+        fs::remove_file(&path).unwrap();
+        fs::write(path, "another's\n").unwrap();
+    });
+    assert!(text.contains("metrics.jsonl was replaced"), "{text}");
+    assert_eq!(result(&s, "again"), want);
+    assert_eq!(s.read("again/metrics.jsonl.kept"), "another's\n");
+}

@@ -77,6 +77,8 @@ impl Fit<'_> {
         if let Some(f1) = f1 {
             line["eval_f1"] = json!(f1);
         }
+        // Where it cannot, the next save tells why.
+        let _ = self.follow();
         let told = self.metrics.write(&line);
         self.tell(told);
         let events = self.events.as_mut();
@@ -123,6 +125,7 @@ impl Fit<'_> {
         share: f64,
     ) -> Result<(), TrainError> {
         let step = self.state.step;
+        let _ = self.follow();
         if let Some(log) = &mut self.answers {
             log.forget(step, when.name())?;
             let write = |answer| log.write(&Recorded { step, when, answer });

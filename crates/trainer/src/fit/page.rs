@@ -81,6 +81,7 @@ impl Fit<'_> {
             after_step,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device: planned.device.note.clone(),
+            every_steps: self.run.log.every_steps,
         };
         self.page = Some(Page {
             after_step,

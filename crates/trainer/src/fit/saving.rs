@@ -16,7 +16,6 @@ use super::export::source_of;
 use super::{Fit, Saves, tokenizer_files};
 use crate::checkpoint;
 use crate::error::TrainError;
-use crate::metrics::{EventFile, MetricsLog};
 use crate::output::room::{self, Need};
 use crate::output::{
     self, ANSWERS, ANSWERS_LEFT, Followed, METRICS, METRICS_LEFT, Output, TENSORBOARD,
@@ -393,9 +392,11 @@ impl Fit<'_> {
     }
 
     /// Goes after the output directory if it was renamed or removed since; one that was removed is made
-    /// again, and what is recorded from here on goes there.
+    /// again, and what is recorded goes there. So of the files of records.
     pub(super) fn follow(&mut self) -> Result<(), TrainError> {
         let Some(followed) = self.output.follow(self.run)? else {
+            let told = self.follow_records();
+            self.tell(told);
             return Ok(());
         };
         let folder = self.output.folder();
@@ -411,31 +412,42 @@ impl Fit<'_> {
                     let within = path.strip_prefix(&was).map(|rest| folder.at(rest));
                     within.unwrap_or(path)
                 });
-                self.tell([told]);
+                let records = self.follow_records();
+                self.tell([told].into_iter().chain(records));
             }
             Followed::Anew { was } => {
                 let told = format!(
-                    "warning: {} was removed with what the run had written there: checkpoints, metrics and the \
-                     model go to a new directory, {now}",
+                    "warning: {} was removed with what the run had written there: checkpoints and the model go to a \
+                     new directory, {now}, where the metrics are written anew",
                     was.display()
                 );
                 self.saved = None;
                 self.last_checkpoint = None;
-                let log = |name| MetricsLog::open(folder, name, Some(self.state.step));
-                self.metrics = log(METRICS)?;
-                self.answers = match self.answers {
-                    Some(_) => Some(log(ANSWERS)?),
-                    None => None,
-                };
-                if self.events.is_some() {
-                    self.events = Some(EventFile::create(&folder.make(TENSORBOARD)?)?);
-                }
                 super::write_json(folder, output::MACHINE, &self.machine)?;
                 super::write_json(folder, output::RUN, self.run)?;
+                // That they are written anew is said above.
+                self.follow_records();
                 self.tell([told]);
             }
         }
         Ok(())
+    }
+
+    /// Sees to it that metrics, answers and events stand under their names; what there is to say.
+    fn follow_records(&mut self) -> Vec<String> {
+        let folder = self.output.folder();
+        let answers = self.answers.as_mut();
+        let events = self.events.as_mut();
+        let told = [
+            self.metrics.follow(folder, METRICS),
+            answers.and_then(|log| log.follow(folder, ANSWERS)),
+            events.and_then(|events| {
+                // Where it cannot be made, writing says so.
+                let folder = folder.make(TENSORBOARD).ok()?;
+                events.follow(&folder)
+            }),
+        ];
+        told.into_iter().flatten().collect()
     }
 
     /// Removes checkpoints that are too many. One that stays is no reason to end a run.

@@ -36,7 +36,7 @@ impl MetricsLog {
     pub fn forget(&mut self, step: u64, when: &str) -> Result<(), TrainError> {
         let same = |r: &Value| r["step"] == step && r["when"] == when;
         let file = self.lines.file();
-        let cut = bytes_while(file, |r| !same(r)).and_then(|keep| file.set_len(keep));
+        let cut = bytes_while(file, |r| !same(r)).and_then(|keep| self.lines.cut(keep));
         cut.map_err(TrainError::io(self.lines.path()))
     }
 
@@ -45,6 +45,11 @@ impl MetricsLog {
         let mut line = serde_json::to_vec(record).expect("plain values");
         line.push(b'\n');
         self.lines.append(&line)
+    }
+
+    /// See [`Appender::follow`].
+    pub fn follow(&mut self, folder: &Folder, name: &str) -> Option<String> {
+        self.lines.follow(folder, name)
     }
 
     /// See [`Appender::missing`].

@@ -14,6 +14,7 @@ use lowtide_data::clock::now;
 #[derive(Debug)]
 pub struct EventFile {
     records: Appender,
+    name: String,
 }
 
 impl EventFile {
@@ -31,7 +32,10 @@ impl EventFile {
             if folder.found(&name)? == Found::Nothing {
                 let file = folder.create_new(&name)?;
                 let records = Appender::new(file, folder.at(&name));
-                let mut new = Self { records };
+                let mut new = Self {
+                    records,
+                    name: name.clone(),
+                };
                 let told = new.record(&event(now, 0, |e| bytes_field(e, 3, b"brain.Event:2")));
                 return match told {
                     None => Ok(new),
@@ -86,6 +90,11 @@ impl EventFile {
         self.record(&event(now().as_secs_f64(), step, |e| {
             bytes_field(e, 5, &summary)
         }))
+    }
+
+    /// See [`Appender::follow`].
+    pub fn follow(&mut self, folder: &Folder) -> Option<String> {
+        self.records.follow(folder, &self.name)
     }
 
     /// See [`Appender::missing`].

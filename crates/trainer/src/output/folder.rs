@@ -135,6 +135,19 @@ impl Folder {
         }
     }
 
+    /// Whether this name leads to this open file.
+    pub fn leads_to(&self, name: impl AsRef<OsStr>, file: &File) -> Result<bool, TrainError> {
+        let name = name.as_ref();
+        let path = self.at(name);
+        let fail = fail(&path);
+        let own = rustix::fs::fstat(file).map_err(&fail)?;
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(named) => Ok((named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(fail(e)),
+        }
+    }
+
     /// Refuses a link, and anything but `want` or nothing.
     pub fn expect(&self, name: impl AsRef<OsStr>, want: Found) -> Result<bool, TrainError> {
         let name = name.as_ref();
