@@ -80,9 +80,9 @@ impl Appender {
         let path = path.display();
         match self.at_its_name(folder, name) {
             Ok(None) => {}
-            Ok(Some(told)) => {
+            Ok(Some(notice)) => {
                 self.nameless = false;
-                return Some(told);
+                return Some(notice);
             }
             Err(_) if self.nameless => return None,
             Err(e) => {
@@ -112,7 +112,7 @@ impl Appender {
         let shown = path.display();
         let fail = TrainError::io(&path);
         let anew = "it is written anew, with all its records";
-        let told = match folder.found(name)? {
+        let notice = match folder.found(name)? {
             Found::Nothing => {
                 format!("warning: {shown} was removed or renamed while the run writes it: {anew}")
             }
@@ -138,7 +138,7 @@ impl Appender {
             Ok(())
         })?;
         self.file = folder.append(name)?;
-        Ok(Some(told))
+        Ok(Some(notice))
     }
 
     fn gap(&self) -> String {
@@ -253,13 +253,16 @@ mod tests {
         let path = dir.path().join("log");
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut log = Appender::new(full, path.clone());
-        let told = log.append(b"one\n").unwrap();
-        assert!(told.contains("No space") && told.contains("log"), "{told}");
+        let notice = log.append(b"one\n").unwrap();
+        assert!(
+            notice.contains("No space") && notice.contains("log"),
+            "{notice}"
+        );
         assert_eq!(log.append(b"two\n"), None);
         assert!(log.missing().is_some());
         log.file = File::create(&path).unwrap();
-        let told = log.append(b"three\n").unwrap();
-        assert!(told.contains("nothing is missing"), "{told}");
+        let notice = log.append(b"three\n").unwrap();
+        assert!(notice.contains("nothing is missing"), "{notice}");
         assert_eq!(log.append(b"four\n"), None);
         assert_eq!(std::fs::read(&path).unwrap(), b"one\ntwo\nthree\nfour\n");
         assert_eq!(log.missing(), None);
@@ -274,20 +277,20 @@ mod tests {
         let mut log = Appender::new(folder.append("log").unwrap(), path.clone());
         let mut all = String::new();
         let mut record = |log: &mut Appender, text: &str| {
-            let told = log.follow(&folder, "log");
+            let notice = log.follow(&folder, "log");
             log.append(text.as_bytes());
             all.push_str(text);
             assert_eq!(std::fs::read_to_string(&path).unwrap(), all, "{text}");
             assert_eq!(log.follow(&folder, "log"), None, "once");
-            told.unwrap_or_default()
+            notice.unwrap_or_default()
         };
         assert_eq!(record(&mut log, "one\n"), "");
         std::fs::remove_file(&path).unwrap();
-        let told = record(&mut log, "two\n");
-        assert!(told.contains("was removed or renamed"), "{told}");
+        let notice = record(&mut log, "two\n");
+        assert!(notice.contains("was removed or renamed"), "{notice}");
         std::fs::rename(&path, dir.path().join("mine")).unwrap();
-        let told = record(&mut log, "three\n");
-        assert!(told.contains("was removed or renamed"), "{told}");
+        let notice = record(&mut log, "three\n");
+        assert!(notice.contains("was removed or renamed"), "{notice}");
         // An editor that changed nothing, and what others left there: a file, a link, a directory.
         std::fs::rename(&path, dir.path().join("old")).unwrap();
         std::fs::copy(dir.path().join("old"), &path).unwrap();
@@ -299,10 +302,10 @@ mod tests {
                 1 => std::os::unix::fs::symlink("mine", &path).unwrap(),
                 _ => std::fs::create_dir(&path).unwrap(),
             }
-            let told = record(&mut log, "more\n");
+            let notice = record(&mut log, "more\n");
             assert!(
-                told.contains("was replaced") && told.contains(kept),
-                "{told}"
+                notice.contains("was replaced") && notice.contains(kept),
+                "{notice}"
             );
         }
         let others = std::fs::read_to_string(dir.path().join("log.kept")).unwrap();
@@ -311,8 +314,11 @@ mod tests {
         assert_eq!(mine, "one\ntwo\n");
         // What was cut is gone, and that is said.
         File::create(&path).unwrap();
-        let told = log.follow(&folder, "log").unwrap();
-        assert!(told.contains("was cut") && told.contains("to 0"), "{told}");
+        let notice = log.follow(&folder, "log").unwrap();
+        assert!(
+            notice.contains("was cut") && notice.contains("to 0"),
+            "{notice}"
+        );
         assert_eq!(log.append(b"last\n"), None);
         assert_eq!(log.follow(&folder, "log"), None);
         assert_eq!(std::fs::read(&path).unwrap(), b"last\n");
@@ -330,8 +336,8 @@ mod tests {
         }
         assert_eq!(log.held.len(), MOST_HELD);
         log.file = File::create(&path).unwrap();
-        let told = log.append(b"").unwrap();
-        assert!(told.contains("2 records are missing"), "{told}");
+        let notice = log.append(b"").unwrap();
+        assert!(notice.contains("2 records are missing"), "{notice}");
         assert!(log.missing().is_some());
     }
 }
