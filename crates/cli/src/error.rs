@@ -439,6 +439,7 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::Device(_) | TrainError::Stopped => Vec::new(),
         TrainError::Meet(e) => ranks::meeting_advice(e),
         TrainError::Launch(_) => ranks::launch_advice(),
+        TrainError::RankLimit { name, most, .. } => vec![format!("without {name} it is {most}")],
         TrainError::Exec(ExecError::Disk { .. }) => one(
             "check the drive; the newest checkpoint is whole (of a durable run the last step too, if \
              its drive can be read), and the same command goes on from it",

@@ -27,7 +27,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::Queue;
-use crate::cuda::{CudaError, Gpu, NcclComm};
+use crate::cuda::{CudaError, Gpu, NcclComm, Queue as Stream};
 use crate::view::{Dst, Src};
 
 /// Which rank of how many.
@@ -177,6 +177,41 @@ pub enum CommError {
         /// How long the others waited.
         seconds: u64,
     },
+    /// A collective does not end, and which rank does not come to it is unknown here.
+    #[error(
+        "collective {number}, {collective}, did not end on rank {rank} within {seconds} s: a rank did not come to it, or \
+         nothing moves"
+    )]
+    Unended {
+        /// The rank that has waited.
+        rank: usize,
+        /// Collectives before it, the same count on every rank.
+        number: u64,
+        /// What is exchanged there.
+        collective: String,
+        /// How long that rank has waited.
+        seconds: u64,
+    },
+    /// The library does not connect a rank's GPU to those of the others.
+    #[error(
+        "NCCL did not connect the GPU of rank {rank} to those of {size} ranks within {seconds} s"
+    )]
+    Unconnected {
+        /// The rank that has waited.
+        rank: usize,
+        /// How many ranks there are.
+        size: usize,
+        /// How long that rank has waited.
+        seconds: u64,
+    },
+    /// The library found that it cannot go on, in something that it did beside the calls.
+    #[error("NCCL on rank {rank}: {what}")]
+    Library {
+        /// The rank whose library it is.
+        rank: usize,
+        /// In its own words.
+        what: String,
+    },
     /// Two ranks are at different collectives.
     #[error("at collective {number} rank {rank} makes {collective}, rank {other} {others}")]
     Differs {
@@ -236,6 +271,15 @@ pub trait Comm: Send + Sync + fmt::Debug {
     /// Why the group makes no collectives any more, if it does not. From then on what a collective was to bring may be
     /// anything, also where the device's queue came past it without an error: whoever uses it asks here first.
     fn stopped(&self) -> Option<CommError>;
+
+    /// Waits until a stream is done with the collectives that this rank gave it.
+    ///
+    /// # Errors
+    /// The device's. Where the way has a limit: collectives that do not end, and then the group has stopped. What they
+    /// were to bring may be anything.
+    fn wait(&self, stream: &Stream) -> Result<(), CommError> {
+        Ok(stream.synchronize()?)
+    }
 }
 
 /// The way of a rank to others that are processes of their own: between GPUs, which rank 0 has said where to meet
@@ -265,10 +309,12 @@ pub fn exchange_now(
     to: Dst<'_>,
 ) -> Result<(), CommError> {
     // SAFETY: both ranges are borrowed until this returns, which it does when the stream is done, or when its context
-    // is lost, with which all that was in it ends.
+    // is lost, with which all that was in it ends. A way that has a limit stops its group at it and waits on for the
+    // stream; where even that does not free it, the ranges are the device's, which gives none to anybody else before
+    // what uses it has ended.
     unsafe { comm.exchange(queue, collective, from, to)? };
     match queue.cuda() {
-        Some(stream) => Ok(stream.synchronize()?),
+        Some(stream) => comm.wait(stream),
         None => Ok(()),
     }
 }

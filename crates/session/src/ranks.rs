@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lowtide_data::Micro;
 use lowtide_device::comm::{Comm, CommError, Party, Threads, way};
-use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
+use lowtide_device::cuda::{Gpu, NcclComm};
 use lowtide_executor::{ExecError, Runner};
 use lowtide_planner::Plan;
 
@@ -31,7 +32,7 @@ pub struct Group {
 impl Group {
     /// Ranks on the CPU device, threads of this process.
     #[must_use]
-    pub fn threads(ranks: u32, limit: std::time::Duration) -> Self {
+    pub fn threads(ranks: u32, limit: Duration) -> Self {
         let comms = Threads::group(ranks as usize, limit).into_iter();
         Self {
             gpus: Vec::new(),
@@ -59,12 +60,12 @@ impl Group {
         })
     }
 
-    /// A rank on each of these GPUs.
+    /// A rank on each of these GPUs, which wait for each other no longer than `limit`.
     ///
     /// # Errors
-    /// NCCL is missing or cannot connect them.
-    pub fn cuda(gpus: Vec<Gpu>) -> Result<Self, CudaError> {
-        let comms = NcclComm::group(&gpus)?.into_iter();
+    /// NCCL is missing, or cannot connect them within the limit.
+    pub fn cuda(gpus: Vec<Gpu>, limit: Duration) -> Result<Self, CommError> {
+        let comms = NcclComm::group(&gpus, limit)?.into_iter();
         let comms = comms.map(|comm| Arc::new(comm) as Arc<dyn Comm>).collect();
         Ok(Self {
             gpus,

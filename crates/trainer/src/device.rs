@@ -9,7 +9,7 @@ use lowtide_planner::Machine;
 use lowtide_workload::{Batch, Dtype, Mask, ModelShape};
 
 use crate::error::TrainError;
-use crate::launch::Others;
+use crate::launch::{self, Others};
 use lowtide_session::Group;
 
 /// What a workload is described for.
@@ -171,7 +171,7 @@ fn cpu(run: &Run) -> Result<Device, TrainError> {
 fn group(first: &Gpu, gpus: u32) -> Result<Group, TrainError> {
     let all = (0..gpus).map(Gpu::open).collect::<Result<Vec<_>, _>>()?;
     match all.iter().find(|gpu| gpu.name() != first.name()) {
-        None => Ok(Group::cuda(all)?),
+        None => Group::cuda(all, launch::patience()?).map_err(launch::unconnected),
         Some(other) => Err(TrainError::Unlike {
             first: first.name().to_owned(),
             ordinal: other.ordinal(),

@@ -102,6 +102,16 @@ pub enum TrainError {
         /// How many there are.
         positions: u32,
     },
+    /// The environment says how long ranks wait for each other, and it is no such time.
+    #[error("{name} is '{value}', which is no whole number of seconds from 1 to {most}")]
+    RankLimit {
+        /// Name of the variable.
+        name: &'static str,
+        /// Value that it has.
+        value: String,
+        /// Most seconds that it may say.
+        most: u64,
+    },
     /// What a launcher says of this process cannot be done.
     #[error("{0}")]
     Launch(String),

@@ -28,8 +28,6 @@ use crate::resident::Held;
 const LIMIT: Duration = Duration::from_secs(60);
 /// The same where it is known that nothing comes of it.
 const SHORT: Duration = Duration::from_secs(5);
-/// How long a rank waits for another one in a collective: half of the watchdog's time.
-const PATIENCE: Duration = Duration::from_secs(150);
 /// How often it is looked whether this process was asked something.
 const LOOK: Duration = Duration::from_millis(100);
 /// The most ranks that may be, as the key `gpus` has it.
@@ -64,8 +62,10 @@ impl Launch {
     /// # Errors
     /// Ranks that do not come, or that have another run or version: the same error on all.
     pub fn meet(&self, run: Result<&Run, String>) -> Result<Met, TrainError> {
+        let patience = patience();
         let run = run.and_then(|run| {
             of_hosts(run, self.hosts as u32)?;
+            patience.as_ref().map_err(ToString::to_string)?;
             let gpu = gpu_of(run, self.local).map_err(|e| e.to_string())?;
             Ok((run, gpu))
         });
@@ -86,7 +86,7 @@ impl Launch {
             name: self.name.clone(),
             world: self.world,
             limit: if run.is_ok() { LIMIT } else { SHORT },
-            patience: PATIENCE,
+            patience: patience.unwrap_or(SHORT),
         };
         let hello = own.to_string();
         let judge = |others: &[Vec<u8>]| {
@@ -372,7 +372,7 @@ pub(crate) fn tell_choices(
 }
 
 /// Why ranks have no way to each other.
-fn unconnected(e: CommError) -> TrainError {
+pub(crate) fn unconnected(e: CommError) -> TrainError {
     match e {
         CommError::Cuda(e) => TrainError::Cuda(e),
         source => TrainError::Exec(ExecError::Ranks {
@@ -458,6 +458,8 @@ impl From<MeetError> for TrainError {
         Self::Meet(e)
     }
 }
+
+pub(crate) use environment::patience;
 
 mod environment;
 #[cfg(test)]

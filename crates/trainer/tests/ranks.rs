@@ -385,7 +385,8 @@ fn the_rank_that_all_others_wait_for_is_named() {
 pub fn gpus(n: u32) -> Option<Group> {
     let asked = std::env::var("LOWTIDE_REQUIRE_GPUS").map_or(0, |n| n.parse().expect("a number"));
     let all = (0..n).map(Gpu::open).collect::<Result<Vec<_>, _>>();
-    match all.and_then(Group::cuda) {
+    let group = |all| Group::cuda(all, Duration::from_secs(150));
+    match all.map_err(CommError::Cuda).and_then(group) {
         Ok(group) => Some(group),
         Err(e) => {
             assert!(asked < n, "{n} GPUs are required: {e}");

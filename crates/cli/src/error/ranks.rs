@@ -12,9 +12,17 @@ fn one(advice: &str) -> Vec<String> {
 pub fn advice(e: &CommError) -> Vec<String> {
     match e {
         CommError::Cuda(e) => cuda_advice(e),
-        CommError::Missing { .. } => {
+        CommError::Missing { .. } | CommError::Unended { .. } => {
             one("a GPU or the way to it stands still: NCCL_DEBUG=INFO tells what NCCL does")
         }
+        CommError::Unconnected { .. } => one(
+            "NCCL_DEBUG=INFO tells what NCCL does, NCCL_SOCKET_IFNAME which network it takes; between hosts it listens at \
+             free ports, which a firewall must let it do",
+        ),
+        CommError::Library { .. } => one(
+            "NCCL_DEBUG=INFO tells more; the newest checkpoint, if one was written, is whole, and the same command goes \
+             on from it",
+        ),
         CommError::Gone { .. } => one(
             "it was killed, perhaps by the system for want of memory (dmesg tells); the newest checkpoint, if one was \
              written, is whole, and the same command goes on from it",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Collective, Comm, CommError, World};
 use crate::Queue;
+use crate::cuda::Queue as Stream;
 use crate::view::{Dst, Src};
 
 /// What happens at the collective.
@@ -85,5 +86,9 @@ impl Comm for Faulty {
 
     fn stopped(&self) -> Option<CommError> {
         self.inner.stopped()
+    }
+
+    fn wait(&self, stream: &Stream) -> Result<(), CommError> {
+        self.inner.wait(stream)
     }
 }

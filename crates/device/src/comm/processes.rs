@@ -582,6 +582,7 @@ impl Meeting {
             life,
             calls: Mutex::new(calls),
             word,
+            patience: self.patience,
             _name: listener,
         })
     }
@@ -625,6 +626,8 @@ pub struct Party {
     pub(super) life: Arc<Life>,
     calls: Mutex<Vec<Line>>,
     word: Vec<u8>,
+    /// How long a rank waits for another one.
+    patience: Duration,
     /// Held while they are together: another process of the same launch cannot be this rank.
     _name: Listener,
 }
@@ -659,6 +662,17 @@ impl Party {
     #[must_use]
     pub fn take_calls(&self) -> Vec<Line> {
         std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How long a rank waits for another one.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Ends with an error of the way between them, which all others hear; the error with which they have ended before,
+    /// if they have.
+    pub(crate) fn fail(&self, error: CommError) -> CommError {
+        self.life.fail(error)
     }
 
     /// Tells all others why this process ends.

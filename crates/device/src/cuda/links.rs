@@ -24,6 +24,8 @@ struct Link<T> {
     handle: AtomicPtr<T>,
     /// Held through a call.
     call: Mutex<()>,
+    /// Held while the handle is looked at, beside a call or not, and while it is taken.
+    look: Mutex<()>,
 }
 
 impl<T> Links<T> {
@@ -31,6 +33,7 @@ impl<T> Links<T> {
         let link = |handle| Link {
             handle: AtomicPtr::new(handle),
             call: Mutex::new(()),
+            look: Mutex::new(()),
         };
         Self {
             ranks: handles.into_iter().map(link).collect(),
@@ -51,6 +54,14 @@ impl<T> Links<T> {
         }
     }
 
+    /// Asks something of a rank's handle that takes no time, also while a call with it lasts; none when it was cut.
+    pub fn look<R>(&self, rank: usize, ask: impl FnOnce(*mut T) -> R) -> Option<R> {
+        let link = &self.ranks[rank];
+        let _kept = link.look.lock().unwrap_or_else(PoisonError::into_inner);
+        let handle = link.handle.load(Ordering::Acquire);
+        (!handle.is_null()).then(|| ask(handle))
+    }
+
     /// Takes all handles, once, and lets `end` end them: calls that wait for a peer must return by that.
     pub fn cut(&self, end: impl FnOnce(Vec<*mut T>)) {
         if self.cut.swap(true, Ordering::AcqRel) {
@@ -58,14 +69,19 @@ impl<T> Links<T> {
         }
         let until = Instant::now() + self.patience;
         let free: Vec<_> = self.ranks.iter().map(|link| link.free(until)).collect();
-        let ranks = self.ranks.iter();
-        let handles = ranks.map(|link| link.handle.swap(std::ptr::null_mut(), Ordering::AcqRel));
+        let handles = self.ranks.iter().map(Link::take);
         end(handles.filter(|handle| !handle.is_null()).collect());
         drop(free);
     }
 }
 
 impl<T> Link<T> {
+    /// Its handle, at which nobody looks any more.
+    fn take(&self) -> *mut T {
+        let _kept = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        self.handle.swap(std::ptr::null_mut(), Ordering::AcqRel)
+    }
+
     /// Its lock, unless a call still holds it then.
     fn free(&self, until: Instant) -> Option<MutexGuard<'_, ()>> {
         loop {
@@ -109,7 +125,9 @@ mod tests {
                 })
             });
             begins.recv().expect("it began");
+            assert_eq!(links.look(0, |_| ()), Some(()), "beside the call");
             links.cut(|handles| abort.send(handles.len()).expect("it waits"));
+            assert_eq!(links.look(0, |_| ()), None, "a look behind the cut");
             let got = waits.join().expect("it returned").expect("it had a handle");
             assert_eq!(got, Ok(2), "nobody ended the call");
             assert_eq!(links.with(1, |_| ()), None, "a call after the cut");
@@ -134,6 +152,25 @@ mod tests {
             });
             begins.recv().expect("it began");
             links.cut(|_| assert!(ended.load(Ordering::Acquire), "its handle went under it"));
+        });
+    }
+    #[test]
+    fn a_handle_stays_while_it_is_looked_at() {
+        let mut values = [0u8; 1];
+        let links = links(&mut values, Duration::ZERO);
+        let (began, begins) = channel();
+        let looked = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (links, looked) = (&links, &looked);
+            scope.spawn(move || {
+                links.look(0, |_| {
+                    began.send(()).expect("the test goes on");
+                    std::thread::sleep(Duration::from_millis(100));
+                    looked.store(true, Ordering::Release);
+                })
+            });
+            begins.recv().expect("it began");
+            links.cut(|_| assert!(looked.load(Ordering::Acquire), "its handle went under it"));
         });
     }
 }

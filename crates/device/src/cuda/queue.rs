@@ -136,6 +136,22 @@ impl Queue {
         })
     }
 
+    /// Whether everything given to it is done.
+    ///
+    /// # Errors
+    /// As [`Self::synchronize`].
+    pub(crate) fn is_done(&self) -> Result<bool, CudaError> {
+        if let Some(e) = self.take_error() {
+            return Err(e);
+        }
+        self.gpu.bind()?;
+        // SAFETY: our own stream.
+        match unsafe { sys::cuStreamQuery(self.stream.0) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            status => ok("cuStreamQuery", status).map(|()| true),
+        }
+    }
+
     /// Copies all bytes of `from` to `to`, both in this device's memory.
     ///
     /// # Panics

@@ -1,5 +1,7 @@
 //! What the environment of a process says of the launcher that has started it.
 
+use std::time::Duration;
+
 use lowtide_device::comm::{Rendezvous, World};
 
 use super::{Launch, RANKS};
@@ -12,6 +14,34 @@ const NO_STEP: u32 = 0xffff_fff0;
 pub(super) const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// A variable with the port at which rank 0 waits for ranks of other hosts.
 const PORT: &str = "LOWTIDE_PORT";
+/// A variable with the seconds that a rank waits for another one.
+const LIMIT: &str = "LOWTIDE_RANK_LIMIT";
+/// How long a rank waits for another one, and at most: half of the watchdog's time.
+const PATIENCE: u64 = 150;
+
+/// How long a rank waits for another one: in a collective, while GPUs are connected and measured, and for the answer of
+/// its process.
+///
+/// # Errors
+/// The environment asks for a time that cannot be.
+pub(crate) fn patience() -> Result<Duration, TrainError> {
+    patience_of(std::env::var(LIMIT).ok().as_deref())
+}
+
+/// What [`LIMIT`] asks for.
+pub(super) fn patience_of(asked: Option<&str>) -> Result<Duration, TrainError> {
+    let Some(asked) = asked else {
+        return Ok(Duration::from_secs(PATIENCE));
+    };
+    match asked.trim().parse() {
+        Ok(seconds @ 1..=PATIENCE) => Ok(Duration::from_secs(seconds)),
+        _ => Err(TrainError::RankLimit {
+            name: LIMIT,
+            value: asked.to_owned(),
+            most: PATIENCE,
+        }),
+    }
+}
 
 /// A variable that is a number.
 fn number(name: &str, value: &str) -> Result<usize, TrainError> {

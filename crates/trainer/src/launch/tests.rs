@@ -235,3 +235,17 @@ fn ranks_are_dealt_to_hosts_in_order() {
         assert!(error.contains(advice), "{error}");
     }
 }
+
+#[test]
+fn the_time_that_ranks_wait_for_each_other_is_within_the_watchdogs() {
+    let of = |asked| environment::patience_of(asked).map_err(|e| e.to_string());
+    assert_eq!(of(None), Ok(Duration::from_secs(150)));
+    assert_eq!(of(Some("1")), Ok(Duration::from_secs(1)));
+    assert_eq!(of(Some(" 150 ")), Ok(Duration::from_secs(150)));
+    for value in ["", "0", "151", "-1", "1.5", "30s"] {
+        let text = format!(
+            "LOWTIDE_RANK_LIMIT is '{value}', which is no whole number of seconds from 1 to 150"
+        );
+        assert_eq!(of(Some(value)), Err(text));
+    }
+}
