@@ -33,6 +33,18 @@ pub struct ClipRule {
     pub spikes: Option<SpikeRule>,
 }
 
+impl ClipRule {
+    /// What gradients of this norm are multiplied by.
+    #[must_use]
+    pub fn factor(&self, norm: f64) -> f64 {
+        match self.mode {
+            Clip::None => 1.0,
+            // As PyTorch's clip_grad_norm_.
+            _ => (f64::from(self.max_norm) / (norm + 1e-6)).min(1.0),
+        }
+    }
+}
+
 /// The clip slot: factor, norm, and whether updates apply, as three `f64`.
 const CLIP_WORDS: usize = 3;
 
@@ -352,11 +364,7 @@ impl Engine {
             Some(order) => order.iter().map(|&at| parts[at]).sum(),
         };
         let norm = norm.sqrt();
-        let factor = match self.clip.mode {
-            Clip::None => 1.0,
-            // As PyTorch's clip_grad_norm_.
-            _ => (f64::from(self.clip.max_norm) / (norm + 1e-6)).min(1.0),
-        };
+        let factor = self.clip.factor(norm);
         let finite = norm.is_finite() && losses.iter().all(|l| l.0.is_finite());
         let rule = self.clip.spikes.filter(|_| finite);
         let spike = rule.and_then(|rule| Some((rule, self.norms().take(&rule, norm)?)));

@@ -693,11 +693,17 @@ impl Session {
         words
     }
 
-    /// Restores what [`Session::clip_words`] gave; `previous` then goes on as if unbroken.
+    /// Restores what [`Session::clip_words`] gave; `previous` then goes on as if unbroken. Where the next update reads
+    /// it, the factor is by the rule of this run, which may be another one than that of the checkpoint.
     ///
     /// # Errors
     /// Of a rank in another process: that it is gone.
     pub fn restore_clip(&mut self, words: [f64; 3]) -> Result<(), ExecError> {
+        let words = match self.clip.mode {
+            Clip::Exact => words,
+            // What was left out is no reason to leave out the next.
+            Clip::Previous | Clip::None => [self.clip.factor(words[1]), words[1], 1.0],
+        };
         let plan = Arc::clone(self.plan());
         for rank in &mut self.ranks.here {
             let tiers = rank.runner.idle_tiers();
