@@ -164,13 +164,15 @@ pub enum ModelError {
         /// Its indices in the tensor as stored, from 0.
         place: Vec<u64>,
     },
-    /// A weight that the type of an export has no finite number for.
-    #[error("tensor '{tensor}' has {value:e} at {place:?}, and f16 ends at 65504")]
+    /// A weight that is no number, or that the type of an export has no finite number for.
+    #[error("tensor '{tensor}' has {value:e} at {place:?}, {}", beyond(*value, dtype))]
     Beyond {
         /// The tensor, as the file would name it.
         tensor: String,
         /// The weight in f32, before it is rounded.
         value: f32,
+        /// The type, as safetensors calls it.
+        dtype: &'static str,
         /// Its indices in the tensor as it would be stored, from 0.
         place: Vec<u64>,
     },
@@ -322,6 +324,15 @@ fn instead(found: &Option<String>) -> String {
     found
         .as_ref()
         .map_or(String::new(), |name| format!(" ({name} is there)"))
+}
+
+/// What a type has in place of a number that is beyond it.
+fn beyond(value: f32, dtype: &str) -> String {
+    match dtype {
+        _ if !value.is_finite() => "which is no number".to_owned(),
+        "F16" => "and f16 ends at 65504".to_owned(),
+        other => format!("beyond what {} has", other.to_lowercase()),
+    }
 }
 
 /// The first names of a list that may be long.

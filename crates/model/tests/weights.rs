@@ -192,7 +192,7 @@ fn shards_are_cut_by_size_and_read_through_their_index() {
 }
 
 #[test]
-fn half_precision_is_rounded_once_and_ends_where_f16_does() {
+fn half_precision_is_rounded_once_and_numbers_beyond_a_type_are_refused() {
     for shape in [tiny_llama(), tiny_gpt2()] {
         let dir = tempfile::tempdir().unwrap();
         let writer = HfWriter::new(&shape, FileDtype::F16, None);
@@ -218,8 +218,20 @@ fn half_precision_is_rounded_once_and_ends_where_f16_does() {
         let tensors = hf_tensors(&shape);
         let tensor = tensors.iter().find(|t| t.name == name).unwrap();
         let at = tensor.elements().start + row * tensor.cols + col;
-        for (value, fits) in [(65519.996, true), (-65520.0, false), (f32::NAN, false)] {
+        let (most, bf16_ends) = (f32::from_bits(0x7f7f_7fff), f32::from_bits(0x7f7f_8000));
+        for (dtype, value, fits) in [
+            (FileDtype::F16, 65519.996, true),
+            (FileDtype::F16, -65520.0, false),
+            (FileDtype::F16, f32::NAN, false),
+            (FileDtype::Bf16, most, true),
+            (FileDtype::Bf16, -bf16_ends, false),
+            (FileDtype::Bf16, f32::NAN, false),
+            (FileDtype::F32, f32::MAX, true),
+            (FileDtype::F32, f32::NEG_INFINITY, false),
+            (FileDtype::F32, f32::NAN, false),
+        ] {
             let dir = tempfile::tempdir().unwrap();
+            let writer = HfWriter::new(&shape, dtype, None);
             let done = writer.write(dir.path(), |param, range, out: &mut [f32]| {
                 random_init(&shape, 9, param, range.clone(), out);
                 if param == tensor.param && range.contains(&at) {

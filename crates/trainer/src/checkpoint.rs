@@ -43,6 +43,7 @@ pub(crate) use whole::with_whole_one;
 pub use whole::{look, read_run, verify};
 
 pub mod background;
+pub(crate) mod finite;
 mod left;
 mod weights;
 mod whole;
@@ -471,7 +472,7 @@ pub fn write_state(
             for (p, spec, part) in layout.parts(&range) {
                 let to = &mut out[done..][..(part.end - part.start) as usize];
                 done += to.len();
-                read_part(homes, p, &spec, part.clone(), to)?;
+                read_part((homes, w), p, &spec, part.clone(), to)?;
                 sums.push((p, spec.role, part.start, crc32c::crc32c(to), to.len()));
             }
             file.write(out, at).map_err(TrainError::io(path))?;
@@ -483,15 +484,24 @@ pub fn write_state(
     Ok(checksums)
 }
 
-/// Reads bytes of an array. A window's end may cut an entry: then all of that is read.
+/// Reads bytes of an array, and refuses numbers that are none. A window's end may cut an entry: then all of that is
+/// read.
 fn read_part(
-    homes: &Homes<'_>,
+    (homes, w): (&Homes<'_>, &Workload),
     param: ParamId,
     spec: &StateSpec,
     part: Range<u64>,
     out: &mut [u8],
 ) -> Result<(), TrainError> {
     let size = spec.size();
+    let look = |first: u64, bytes: &[u8]| match finite::first_bad(bytes, spec.encoding) {
+        None => Ok(()),
+        Some(i) => Err(TrainError::NonFinite {
+            step: 0,
+            what: finite::bad_number(&array_name(w, param, spec.role), first + i),
+            checkpoint: None,
+        }),
+    };
     // The whole entries, and one before and behind of which a part is wanted.
     let first = part.start.next_multiple_of(size).min(part.end);
     let last = (part.end / size * size).max(first);
@@ -500,16 +510,18 @@ fn read_part(
         if !cut.is_empty() {
             let nth = cut.start / size;
             homes.read(param, spec.role, nth..nth + 1, &mut entry)?;
+            look(nth, &entry)?;
             let of = (cut.start - nth * size) as usize..(cut.end - nth * size) as usize;
             let to = (cut.start - part.start) as usize;
             out[to..][..of.len()].copy_from_slice(&entry[of]);
         }
     }
     let out = &mut out[(first - part.start) as usize..(last - part.start) as usize];
-    match out.is_empty() {
-        true => Ok(()),
-        false => Ok(homes.read(param, spec.role, first / size..last / size, out)?),
+    if out.is_empty() {
+        return Ok(());
     }
+    homes.read(param, spec.role, first / size..last / size, out)?;
+    look(first / size, out)
 }
 
 /// Checksum of each part of an array: parameter, role, where it begins, CRC-32C, bytes.
@@ -610,6 +622,11 @@ pub fn load(
     homes.write_all(|param, range, spec, bytes| -> Result<(), TrainError> {
         let at = layout.start(param, spec.role) + range.start * spec.size();
         file.read_exact_at(bytes, at).map_err(unread)?;
+        if let Some(i) = finite::first_bad(bytes, spec.encoding) {
+            let array = array_name(w, param, spec.role);
+            let what = finite::bad_number(&array, range.start + i);
+            return Err(broken(dir, format!("{STATE}: {what}")));
+        }
         let sum = (
             param,
             spec.role,

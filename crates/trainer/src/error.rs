@@ -194,7 +194,7 @@ pub enum TrainError {
     /// The planner made a plan that its checker refuses: our bug.
     #[error("the plan is wrong: {0}")]
     WrongPlan(lowtide_planner::check::Fault),
-    /// A loss or a gradient is not finite.
+    /// A loss, a gradient or a number of the state that is to be saved is not finite.
     #[error("step {step}: {what}")]
     NonFinite {
         /// Which step, from 1.

@@ -80,7 +80,17 @@ pub fn advice(e: &ModelError) -> Vec<String> {
         ModelError::Dimensions { .. } => {
             "the model's config.json says so: get it again from where the model was published, or take another model"
         }
-        ModelError::Beyond { .. } => "f16 has no such number: export as bf16 or f32",
+        ModelError::Beyond {
+            value,
+            dtype: "F16",
+            ..
+        } if value.is_finite() => "f16 has no such number: export as bf16 or f32",
+        ModelError::Beyond { value, .. } if value.is_finite() => {
+            "export as f32, or train at a lower rate: no model has such weights"
+        }
+        ModelError::Beyond { .. } => {
+            "the model diverged before this was saved: take an older checkpoint"
+        }
         ModelError::TiedHead { .. } => {
             "set tie_word_embeddings to false in config.json if the model has a head of its own (as \
              transformers 5 takes it), or remove the tensor"

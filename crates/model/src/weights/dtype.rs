@@ -1,5 +1,6 @@
 //! Types of numbers that an export can have.
 
+use half::f16;
 use lowtide_workload::Dtype;
 
 /// The type of an export's numbers.
@@ -35,6 +36,17 @@ impl FileDtype {
         }
     }
 
+    /// The first of the values that is no number in this type.
+    pub(super) fn first_beyond(self, values: &[f32]) -> Option<usize> {
+        /// The least number that bf16 rounds to infinity: its largest, 0x7f7f, and half a step.
+        const BF16_END: f32 = f32::from_bits(0x7f7f_8000);
+        match self {
+            Self::F16 => first_not(values, |v| f16::from_f32(v).is_finite()),
+            Self::Bf16 => first_not(values, |v| v.abs() < BF16_END),
+            Self::F32 => first_not(values, f32::is_finite),
+        }
+    }
+
     /// As safetensors names it.
     pub(super) const fn safetensors(self) -> &'static str {
         match self {
@@ -61,4 +73,13 @@ impl From<Dtype> for FileDtype {
             Dtype::Bf16 => Self::Bf16,
         }
     }
+}
+
+/// The first of the values that is not `fine`: block by block, without a branch for each.
+fn first_not(values: &[f32], fine: impl Fn(f32) -> bool) -> Option<usize> {
+    const BLOCK: usize = 4096;
+    let all = |block: &[f32]| block.iter().fold(true, |all, &v| all & fine(v));
+    let at = values.chunks(BLOCK).position(|block| !all(block))? * BLOCK;
+    let inside = values[at..].iter().position(|&v| !fine(v))?;
+    Some(at + inside)
 }

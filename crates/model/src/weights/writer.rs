@@ -92,8 +92,8 @@ impl<'a> HfWriter<'a> {
     /// After an error nothing is left under the name `model.safetensors` or the index's.
     ///
     /// # Errors
-    /// [`ModelError::ExportExists`] when `dir` has weights already; [`ModelError::Beyond`] for a number
-    /// that f16 has none for; [`ModelError::Io`]; the first error of `read`.
+    /// [`ModelError::ExportExists`] when `dir` has weights already; [`ModelError::Beyond`] for a weight
+    /// that is no number, or that the type has none for; [`ModelError::Io`]; the first error of `read`.
     pub fn write<E: From<ModelError>>(
         &self,
         dir: &Path,
@@ -277,7 +277,7 @@ impl<'a> HfWriter<'a> {
         Ok(())
     }
 
-    /// Refuses what f16 would make infinite of `values`, numbers of a tensor from element `first` of the
+    /// Refuses what is no number in the file's type of `values`, numbers of a tensor from element `first` of the
     /// parameter's part on.
     fn expect_in_range(
         &self,
@@ -285,17 +285,14 @@ impl<'a> HfWriter<'a> {
         first: u64,
         values: &[f32],
     ) -> Result<(), ModelError> {
-        if self.dtype != FileDtype::F16 {
-            return Ok(());
-        }
-        let bad = values.iter().position(|v| !f16::from_f32(*v).is_finite());
-        let Some(bad) = bad else {
+        let Some(bad) = self.dtype.first_beyond(values) else {
             return Ok(());
         };
         let at = tensor.in_file(first + bad as u64);
         Err(ModelError::Beyond {
             tensor: tensor.name.clone(),
             value: values[bad],
+            dtype: self.dtype.safetensors(),
             place: match *tensor.shape {
                 [_, width] => vec![at / width, at % width],
                 _ => vec![at],

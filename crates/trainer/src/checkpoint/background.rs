@@ -292,10 +292,11 @@ impl<'a, S: Sink, M: Fn() -> io::Result<S>> Crew<'a, S, M> {
                 let out = &mut window[..(range.end - range.start) as usize];
                 let mut done = 0;
                 let mut sums = Sums::new();
+                let w = self.snapshot.decoder().workload();
                 for (p, spec, part) in self.layout.parts(range) {
                     let to = &mut out[done..][..(part.end - part.start) as usize];
                     done += to.len();
-                    read_part(self.homes, p, &spec, part.clone(), to)?;
+                    read_part((self.homes, w), p, &spec, part.clone(), to)?;
                     // While the bytes are in a core's cache.
                     sums.push((p, spec.role, part.start, crc32c::crc32c(to), to.len()));
                 }

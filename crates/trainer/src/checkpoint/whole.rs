@@ -6,10 +6,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use lowtide_workload::Encoding;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::{FORMAT, RUN, RunState, STATE, WINDOW, list, step_of};
+use super::{FORMAT, RUN, RunState, STATE, WINDOW, finite, list, step_of};
 use crate::error::TrainError;
 
 /// The format that had no checksum over what it says.
@@ -87,8 +88,15 @@ pub(super) fn broken(dir: &Path, what: String) -> TrainError {
     }
 }
 
-/// Arrays of a state file with where they lie in it.
-type Arrays = Vec<(String, Range<u64>)>;
+/// Arrays of a state file with where they lie in it, and how their entries are stored.
+type Arrays = Vec<(String, Range<u64>, Encoding)>;
+
+/// How entries of a type of safetensors are stored; those of a type without floats as codes.
+fn encoding_of(entry: &Value) -> Encoding {
+    let all = [Encoding::F32, Encoding::Bf16];
+    let named = all.into_iter().find(|e| entry["dtype"] == e.safetensors());
+    named.unwrap_or(Encoding::Code)
+}
 
 /// Reads the header of a state file and holds it against the file's length.
 fn arrays(file: &File) -> Result<Arrays, String> {
@@ -119,7 +127,7 @@ fn arrays(file: &File) -> Result<Arrays, String> {
         let offset = |i: usize| entry["data_offsets"][i].as_u64();
         match (offset(0), offset(1)) {
             (Some(from), Some(to)) if from <= to && to <= u64::MAX - data => {
-                all.push((name, data + from..data + to));
+                all.push((name, data + from..data + to, encoding_of(&entry)));
             }
             _ => return Err(damaged(&format!("{name} has no place"))),
         }
@@ -156,10 +164,10 @@ fn opened(dir: &Path, state: &RunState) -> Result<(File, Arrays), TrainError> {
     Ok((file, arrays))
 }
 
-/// Reads all of a checkpoint and holds every array against its checksum.
+/// Reads all of a checkpoint, holds every array against its checksum and looks for numbers that are none.
 ///
 /// # Errors
-/// [`TrainError::Broken`] with the first array that differs.
+/// [`TrainError::Broken`] with the first array that differs or has such a number.
 pub fn verify(dir: &Path) -> Result<RunState, TrainError> {
     let state = read_run(dir)?;
     verify_arrays(dir, &state, |_| true)?;
@@ -176,25 +184,39 @@ pub(super) fn verify_arrays(
     wanted: impl Fn(&str) -> bool,
 ) -> Result<(), TrainError> {
     let (file, mut arrays) = opened(dir, state)?;
-    arrays.retain(|(name, _)| wanted(name));
-    let found: Vec<(String, u32)> = arrays
+    arrays.retain(|(name, ..)| wanted(name));
+    let found: Vec<(String, u32, Option<u64>)> = arrays
         .into_par_iter()
-        .map_init(Vec::new, |buffer, (name, range)| {
-            let mut sum = 0;
+        .map_init(Vec::new, |buffer, (name, range, encoding)| {
+            let (mut sum, mut bad) = (0, None);
             let mut at = range.start;
             while at < range.end {
                 buffer.resize(WINDOW.min(range.end - at) as usize, 0u8);
                 file.read_exact_at(buffer, at)
                     .map_err(|e| broken(dir, format!("{STATE} cannot be read: {e}")))?;
                 sum = crc32c::crc32c_append(sum, buffer);
+                if bad.is_none() {
+                    let before = (at - range.start) / encoding.size();
+                    bad = finite::first_bad(buffer, encoding).map(|i| before + i);
+                }
                 at += buffer.len() as u64;
             }
-            Ok((name, sum))
+            Ok((name, sum, bad))
         })
         .collect::<Result<_, TrainError>>()?;
-    match found.iter().find(|(n, sum)| state.checksums[n] != *sum) {
+    if let Some((name, ..)) = found.iter().find(|(n, sum, _)| state.checksums[n] != *sum) {
+        return Err(broken(dir, damaged(name)));
+    }
+    // Of a version that did not look before it wrote.
+    let bad = found
+        .iter()
+        .find_map(|(name, _, bad)| Some((name, (*bad)?)));
+    match bad {
         None => Ok(()),
-        Some((name, _)) => Err(broken(dir, damaged(name))),
+        Some((name, entry)) => {
+            let what = finite::bad_number(name, entry);
+            Err(broken(dir, format!("{STATE}: {what}")))
+        }
     }
 }
 
@@ -238,5 +260,30 @@ mod tests {
             std::fs::write(dir.path().join(RUN), encode(&state)).unwrap();
             assert_eq!(read_run(dir.path()).unwrap(), state, "{x}");
         }
+    }
+
+    /// As an earlier version wrote it, which did not look.
+    #[test]
+    fn a_checkpoint_with_a_number_that_is_none_is_no_whole_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |numbers: &[f32]| {
+            let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let header = serde_json::json!({"w.weight": {"dtype": "F32", "shape": [numbers.len()],
+                "data_offsets": [0, bytes.len()]}});
+            let header = header.to_string().into_bytes();
+            let state = RunState {
+                checksums: [("w.weight".to_owned(), crc32c::crc32c(&bytes))].into(),
+                ..RunState::new()
+            };
+            let all = [&(header.len() as u64).to_le_bytes()[..], &header, &bytes].concat();
+            std::fs::write(dir.path().join(STATE), all).unwrap();
+            std::fs::write(dir.path().join(RUN), encode(&state)).unwrap();
+        };
+        put(&[1.0, 2.0, 3.0]);
+        verify(dir.path()).unwrap();
+        put(&[1.0, 2.0, f32::NAN]);
+        let error = verify(dir.path()).unwrap_err().to_string();
+        let words = "w.weight is infinite or no number at entry 2";
+        assert!(error.contains(words), "{error}");
     }
 }

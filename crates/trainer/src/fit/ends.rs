@@ -121,7 +121,7 @@ impl Fit<'_> {
             ..Ends::default()
         };
         let saved = self.save_last();
-        if ends.stopped {
+        if ends.stopped || matches!(saved, Err(TrainError::NonFinite { .. })) {
             return saved.map(|()| ends);
         }
         ends.eval_loss_last = self.recorded(after_step, None, "eval_loss")?;

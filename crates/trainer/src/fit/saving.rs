@@ -272,7 +272,7 @@ impl Fit<'_> {
     /// Says that the disk did not take a checkpoint; other errors are the run's.
     pub(super) fn unsaved(&mut self, step: u64, e: TrainError) -> Result<(), TrainError> {
         if !of_files(&e) {
-            return Err(e);
+            return Err(self.of_state(step, e));
         }
         self.best_is_unsaved(step);
         if self.unsaved.last() != Some(&step) {
@@ -306,8 +306,18 @@ impl Fit<'_> {
                 source: Box::new(e),
                 older: self.last_checkpoint.clone(),
             },
-            e => e,
+            e => self.of_state(self.state.step, e),
         })
+    }
+
+    /// Says of a state with numbers that are none which step it is of: nothing can be trained from it, and no
+    /// checkpoint before it goes.
+    fn of_state(&self, step: u64, e: TrainError) -> TrainError {
+        match e {
+            // What has a step says which.
+            TrainError::NonFinite { step: 0, what, .. } => self.diverged(step, what),
+            e => e,
+        }
     }
 
     /// Whether there is nothing to save: before the first step, what is saved already, or of a run that saves nothing.
