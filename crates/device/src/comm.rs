@@ -5,6 +5,7 @@
 //! what came are kernels of our own, in the order of ranks, so no library's algorithm decides a bit.
 
 mod arrivals;
+mod calls;
 mod faulty;
 mod frames;
 mod life;
@@ -15,10 +16,10 @@ mod processes_tests;
 mod sockets;
 mod threads;
 
+pub use calls::Calls;
 pub use faulty::{Fault, Faulty};
 pub use frames::{receive, send};
 pub use life::Ask;
-pub use line::Line;
 pub use processes::{MeetError, Meeting, Party, Rendezvous};
 pub use sockets::Sockets;
 pub use threads::Threads;
@@ -164,6 +165,14 @@ pub enum CommError {
     Gone {
         /// Rank whose process it was.
         rank: usize,
+    },
+    /// A rank's process says nothing any more, but its line is not cut: it is stopped, or its host is gone.
+    #[error("nothing was heard of the process of rank {rank} for {seconds} s")]
+    Silent {
+        /// Rank whose process it is.
+        rank: usize,
+        /// How long nothing was heard.
+        seconds: u64,
     },
     /// A rank does not come to where the others are.
     #[error("rank {rank} did not come to collective {number}, {collective}, within {seconds} s")]

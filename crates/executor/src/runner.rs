@@ -24,6 +24,7 @@ use crate::parts::{PartTable, Submission};
 use crate::progress::Progress;
 use crate::shared::{LaneState, Shared, lock, threads};
 use crate::shuffled::Shuffle;
+use crate::standstill::Still;
 use crate::streams::Streams;
 use crate::timeline::{Measured, Record, seconds, write_trace};
 use crate::trace::{Trace, Tracing};
@@ -50,8 +51,8 @@ pub struct Runner<E: Engine> {
     flying: VecDeque<Flying<E::Step>>,
     /// Tasks each lane has when everything submitted is complete; and when all but the last part.
     goal: PerLane<u64>,
-    /// Tasks complete when the watchdog last saw their number change, and when that was.
-    seen: (u64, Instant),
+    /// What the watchdog has seen.
+    seen: Still,
 }
 
 impl<E: Engine> Runner<E> {
@@ -116,7 +117,7 @@ impl<E: Engine> Runner<E> {
             last: None,
             flying: VecDeque::new(),
             goal: PerLane::default(),
-            seen: (0, epoch),
+            seen: Still::new(0, epoch),
         };
         runner.start();
         Ok(runner)
@@ -191,7 +192,7 @@ impl<E: Engine> Runner<E> {
         // The part before the next one is none of its plan.
         lock(&shared.waits).before = None;
         self.goal = PerLane::default();
-        self.seen = (0, Instant::now());
+        self.seen = Still::new(0, Instant::now());
         self.start();
         Ok(())
     }
@@ -313,7 +314,7 @@ impl<E: Engine> Runner<E> {
         }
         self.flying.push_back((Arc::clone(&submission), self.goal));
         self.last = Some(submission);
-        self.seen = (self.progress(), Instant::now());
+        self.seen = Still::new(self.progress(), Instant::now());
         Ok(())
     }
 
@@ -329,7 +330,7 @@ impl<E: Engine> Runner<E> {
         if let Some(shuffle) = &mut self.shuffle {
             shuffle.run_until(&goal);
         }
-        self.seen = (self.progress(), Instant::now());
+        self.seen = Still::new(self.progress(), Instant::now());
         for (lane, &count) in goal.iter() {
             while !self.reached(lane, count) {
                 if self.shared.failed() {
@@ -397,12 +398,14 @@ impl<E: Engine> Runner<E> {
     /// Looks after the lanes for a caller that waits for a result and not for the runner: call it
     /// again and again while that lasts. Fails the run when it stands still; the next wait says so.
     pub fn watch(&mut self) {
-        let total = self.progress();
-        if total != self.seen.0 || self.idle() {
-            self.seen = (total, Instant::now());
-        } else if self.seen.1.elapsed() >= self.shared.options.watchdog {
-            let seconds = self.seen.1.elapsed().as_secs();
-            let chain = self.shared.chain();
+        let (total, now) = (self.progress(), Instant::now());
+        if self.idle() {
+            self.seen = Still::new(total, now);
+            return;
+        }
+        let lasts = self.seen.look(total, now);
+        if lasts >= self.shared.options.watchdog {
+            let (seconds, chain) = (lasts.as_secs(), self.shared.chain());
             self.shared.fail(ExecError::Stuck { seconds, chain });
         }
     }

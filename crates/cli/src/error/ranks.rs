@@ -27,6 +27,10 @@ pub fn advice(e: &CommError) -> Vec<String> {
             "it was killed, perhaps by the system for want of memory (dmesg tells); the newest checkpoint, if one was \
              written, is whole, and the same command goes on from it",
         ),
+        CommError::Silent { .. } => one(
+            "it was stopped (a debugger, kill -STOP, a queue that suspends jobs), or its host or the network to it is gone; \
+             the newest checkpoint, if one was written, is whole, and the same command goes on from it",
+        ),
         CommError::Signalled { .. } => {
             one("the same command goes on from the newest checkpoint, if one was written")
         }

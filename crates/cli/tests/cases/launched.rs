@@ -110,6 +110,19 @@ impl Going {
         std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
     }
 
+    /// Whether it has ended within that time.
+    fn ends_within(&mut self, limit: Duration) -> bool {
+        let child = self.0.as_mut().expect("running");
+        let begin = Instant::now();
+        while child.try_wait().expect("a child").is_none() {
+            if begin.elapsed() > limit {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        true
+    }
+
     /// Waits for its end.
     fn output(mut self) -> Output {
         let child = self.0.take().expect("running");
@@ -414,6 +427,82 @@ fn ranks_killed_at_random_moments_leave_the_same_bits() {
         if killed >= kills {
             break;
         }
+    }
+}
+
+/// A rank whose process is stopped. The others wait for it so long as they are allowed to, and go on with it; who is
+/// stopped for longer is named, and hears when it goes on that all have ended.
+#[test]
+fn a_rank_that_is_stopped_is_waited_for_and_then_named() {
+    let scratch = scratch();
+    let steps = ["train.steps=60", "log.every_steps=1", "eval.every_steps=0"];
+    let with = |output: &'static str| [&steps[..], &[output]].concat();
+    launch(&scratch, 2, &with("output=whole"))[0].fine();
+    let start = |sets: &[&str], limit: &str| -> Vec<Going> {
+        let port = port();
+        let of = |r| {
+            let mut command = rank(&scratch, sets);
+            by_torchrun(&mut command, &port, r, 2);
+            command.env("LOWTIDE_RANK_LIMIT", limit);
+            Going::start(command)
+        };
+        (0..2).map(of).collect()
+    };
+    let under_way = |output: &str| {
+        let begin = Instant::now();
+        while recorded(&scratch, output) < 2 {
+            assert!(begin.elapsed() < Duration::from_secs(120), "no step");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    // All of them, for longer than they wait for each other: nobody was missed.
+    let all = start(&with("output=all"), "3");
+    under_way("all");
+    all.iter().for_each(|rank| rank.signal("STOP"));
+    std::thread::sleep(Duration::from_secs(5));
+    all.iter().for_each(|rank| rank.signal("CONT"));
+    all.into_iter().for_each(|rank| _ = rank.end().fine());
+    assert!(model(&scratch, "all") == model(&scratch, "whole"));
+    for which in [0, 1] {
+        let (short, long) = [
+            ("output=short-0", "output=long-0"),
+            ("output=short-1", "output=long-1"),
+        ][which];
+        let name = |output: &'static str| &output["output=".len()..];
+        let all = start(&with(short), "60");
+        under_way(name(short));
+        all[which].signal("STOP");
+        std::thread::sleep(Duration::from_secs(2));
+        all[which].signal("CONT");
+        let all: Vec<Ended> = all.into_iter().map(Going::end).collect();
+        all.iter().for_each(|ended| _ = ended.fine());
+        assert!(model(&scratch, name(short)) == model(&scratch, "whole"));
+
+        let endless = [&with(long)[..], &["train.steps=20000"]].concat();
+        let mut all = start(&endless, "3");
+        under_way(name(long));
+        all[which].signal("STOP");
+        let at = Instant::now();
+        let mut stopped = all.remove(which);
+        let mut other = all.remove(0);
+        assert!(other.ends_within(6 * SOON), "it waits for ever");
+        let other = other.end();
+        // In an exchange, or outside of one.
+        let missing = [
+            format!("process of rank {which} for 3 s"),
+            format!("rank {which} did not come to collective"),
+        ];
+        let text = other.text();
+        assert!(missing.iter().any(|what| text.contains(what)), "{text}");
+        assert_ne!(other.code, Some(0), "{text}");
+        assert!(at.elapsed() < 2 * SOON, "{text}");
+        stopped.signal("CONT");
+        assert!(stopped.ends_within(SOON), "it hears nothing");
+        let stopped = stopped.end();
+        // It hears of its own silence, in the other one's words.
+        let text = stopped.text();
+        assert!(missing.iter().any(|what| text.contains(what)), "{text}");
+        assert_ne!(stopped.code, Some(0), "{text}");
     }
 }
 

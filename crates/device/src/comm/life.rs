@@ -1,9 +1,9 @@
-//! What processes of one group report to each other besides their work: that one stops and why, that one is gone,
-//! what one was asked.
+//! What processes of one group report to each other besides their work: that they are there, that one stops and why,
+//! that one is gone, what one was asked.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::CommError;
@@ -23,13 +23,35 @@ pub enum Ask {
 const MOST: usize = 1 << 20;
 /// How long a peer may take to take a message.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How often in the time after which a silent peer is missing a process says that it is there.
+const BEATS: u32 = 10;
+/// The longest pause between two of them.
+const PAUSE: Duration = Duration::from_secs(5);
 
 type Hear = Box<dyn Fn(Ask) + Send>;
 type AtEnd = Box<dyn FnOnce() + Send>;
 
+/// What is known of another process.
+#[derive(Clone, Copy, Debug)]
+enum Peer {
+    /// It was there then.
+    Heard(Instant),
+    /// It has said that it ends, well.
+    Over,
+    /// It is gone, or silent for too long. What it says later changes nothing.
+    Lost,
+}
+
 /// A process's lines to all others.
 pub(super) struct Life {
     rank: usize,
+    /// How long another process may be silent.
+    limit: Duration,
+    /// What is known of each rank's process, in order.
+    peers: Mutex<Vec<Peer>>,
+    /// It says nothing of itself, as if it was stopped.
+    #[cfg(test)]
+    quiet: AtomicBool,
     /// By rank; none to itself.
     lines: Vec<Option<Mutex<Line>>>,
     ended: Mutex<Option<CommError>>,
@@ -61,9 +83,26 @@ fn signalled(what: &str) -> Option<CommError> {
     })
 }
 
+/// Says again and again that a process is there, until it has ended.
+fn beat(life: &Weak<Life>, every: Duration) {
+    let mut before = Instant::now();
+    loop {
+        std::thread::sleep(every);
+        let stood = std::mem::replace(&mut before, Instant::now()).elapsed();
+        if !life.upgrade().is_some_and(|life| life.beat(stood)) {
+            return;
+        }
+    }
+}
+
 impl Life {
-    /// Listens to all others from here on.
-    pub fn start(rank: usize, lines: Vec<Option<Line>>) -> std::io::Result<Arc<Self>> {
+    /// Listens to all others from here on, and says that this one is there. One of them that is silent for `limit`,
+    /// stopped or on a host that is gone, ends all.
+    pub fn start(
+        rank: usize,
+        lines: Vec<Option<Line>>,
+        limit: Duration,
+    ) -> std::io::Result<Arc<Self>> {
         let mut ears = Vec::new();
         for (peer, line) in lines.iter().enumerate() {
             if let Some(line) = line {
@@ -75,6 +114,10 @@ impl Life {
         }
         let life = Arc::new(Self {
             rank,
+            limit,
+            peers: Mutex::new(vec![Peer::Heard(Instant::now()); lines.len()]),
+            #[cfg(test)]
+            quiet: AtomicBool::new(false),
             lines: lines.into_iter().map(|l| l.map(Mutex::new)).collect(),
             ended: Mutex::default(),
             changed: Condvar::new(),
@@ -88,12 +131,74 @@ impl Life {
                 .name(format!("rank-{peer}"))
                 .spawn(move || life.listen(peer, line))?;
         }
+        let (weak, every) = (Arc::downgrade(&life), (limit / BEATS).min(PAUSE));
+        std::thread::Builder::new()
+            .name("ranks".to_owned())
+            .spawn(move || beat(&weak, every))?;
         Ok(life)
+    }
+
+    /// Says that this process is there, and looks who else is; `stood`: for how long this process did not. Whether it
+    /// is to be done again.
+    fn beat(&self, stood: Duration) -> bool {
+        if self.over.load(Ordering::Acquire) {
+            return false;
+        }
+        #[cfg(test)]
+        let quiet = self.quiet.load(Ordering::Acquire);
+        #[cfg(not(test))]
+        let quiet = false;
+        if !quiet {
+            (0..self.lines.len()).for_each(|to| self.tell(to, "beat"));
+        }
+        let silent = {
+            let mut peers = lock(&self.peers);
+            // Who was stopped itself has heard nobody, and may have been so as long as all others.
+            if stood > self.limit / 2 {
+                for peer in peers.iter_mut() {
+                    if let Peer::Heard(at) = peer {
+                        *at = Instant::now();
+                    }
+                }
+            }
+            let late = |peer: &Peer| matches!(peer, Peer::Heard(at) if at.elapsed() >= self.limit);
+            let others = (0..peers.len()).filter(|&rank| rank != self.rank);
+            let late: Vec<usize> = others.filter(|&rank| late(&peers[rank])).collect();
+            late.iter().for_each(|&rank| peers[rank] = Peer::Lost);
+            late.first().copied()
+        };
+        if let Some(rank) = silent {
+            self.fail(CommError::Silent {
+                rank,
+                seconds: self.limit.as_secs(),
+            });
+        }
+        true
+    }
+
+    /// Whether nothing more is to come from a peer.
+    pub fn is_lost(&self, peer: usize) -> bool {
+        matches!(lock(&self.peers)[peer], Peer::Lost)
+    }
+
+    /// Notes what is known of a peer. One that was lost stays so.
+    fn know(&self, peer: usize, what: Peer) {
+        let peer = &mut lock(&self.peers)[peer];
+        if !matches!(peer, Peer::Lost) {
+            *peer = what;
+        }
+    }
+
+    /// Says nothing of itself from here on, or does so again.
+    #[cfg(test)]
+    pub(super) fn be_quiet(&self, quiet: bool) {
+        self.quiet.store(quiet, Ordering::Release);
     }
 
     /// Hears one peer to its end.
     fn listen(&self, peer: usize, mut line: Line) {
         while let Ok(Some(message)) = receive(&mut line, MOST) {
+            self.know(peer, Peer::Heard(Instant::now()));
             let message = String::from_utf8_lossy(&message);
             match message.split_once(' ').unwrap_or((&message, "")) {
                 ("stop", why) => self.set(CommError::Stopped {
@@ -113,10 +218,12 @@ impl Life {
                         hear(ask);
                     }
                 }
+                ("beat", _) => {}
                 // It has ended, well.
-                _ => return,
+                _ => return self.know(peer, Peer::Over),
             }
         }
+        self.know(peer, Peer::Lost);
         if !self.over.load(Ordering::Acquire) {
             self.set(CommError::Gone { rank: peer });
         }

@@ -16,7 +16,7 @@ const UNCONFIRMED: u32 = 16_000;
 
 /// A connection to another process, which both ends read and write.
 #[derive(Debug)]
-pub enum Line {
+pub(super) enum Line {
     /// To a process of the same host, of the same user.
     Here(UnixStream),
     /// Over TCP, to a process of another host.

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
+use super::calls::Calls;
 use super::frames::{receive, send};
 use super::life::{Ask, Life};
 use super::line::{Line, Listener, of_this_user};
@@ -565,17 +566,18 @@ impl Meeting {
             0 => self.lead(&mut arrivals, judge)?,
             _ => self.follow(hello, port, &mut places)?,
         };
-        for line in &calls {
-            // Who sends here waits for an answer, which its peer reads nothing before: nobody is slow to read, and a
-            // host that is gone ends a call that is under way.
-            line.set_read_timeout(None)
-                .and_then(|()| line.hurry())
-                .map_err(system("a line to another rank"))?;
-        }
         let [life, work] = self.lines(&mut arrivals, &places)?;
         drop(arrivals);
-        let life = Life::start(self.world.rank, life).map_err(system("a line to another rank"))?;
+        let World { rank, .. } = self.world;
+        let life = Life::start(rank, life, self.patience);
+        let life = life.map_err(system("a line to another rank"))?;
         let comm = Sockets::new(self.world, self.patience, Arc::clone(&life), work);
+        // Of rank 0 there is one to each other rank, in order; of another one that to rank 0.
+        let first = usize::from(rank == 0);
+        let calls = calls.into_iter().enumerate();
+        let calls = calls.map(|(i, line)| Calls::new(line, first + i, Arc::clone(&life)));
+        let calls = calls.collect::<io::Result<Vec<_>>>();
+        let calls = calls.map_err(system("a line to another rank"))?;
         Ok(Party {
             world: self.world,
             comm: Arc::new(comm.map_err(system("a line to another rank"))?),
@@ -624,7 +626,7 @@ pub struct Party {
     world: World,
     pub(super) comm: Arc<Sockets>,
     pub(super) life: Arc<Life>,
-    calls: Mutex<Vec<Line>>,
+    calls: Mutex<Vec<Calls>>,
     word: Vec<u8>,
     /// How long a rank waits for another one.
     patience: Duration,
@@ -660,7 +662,7 @@ impl Party {
     /// Lines for whatever rank 0 asks of the others: of rank 0 one to each other rank, in order; of another one its
     /// line to rank 0. Once: then they are the caller's.
     #[must_use]
-    pub fn take_calls(&self) -> Vec<Line> {
+    pub fn take_calls(&self) -> Vec<Calls> {
         std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
+use super::frames::{receive, send};
 use super::{
     Ask, Collective, Comm, CommError, MeetError, Meeting, Party, Pattern, Rendezvous, Stretch,
     World,
@@ -26,13 +27,16 @@ const STRETCHES: [Stretch; 2] = [
     },
 ];
 
+/// How long ranks wait for each other where nothing else is said.
+const SOON: Duration = Duration::from_secs(20);
+
 fn meeting(rank: usize, size: usize, name: &str) -> Meeting {
     Meeting {
         far: None,
         name: name.to_owned(),
         world: World { rank, size },
-        limit: Duration::from_secs(20),
-        patience: Duration::from_secs(20),
+        limit: SOON,
+        patience: SOON,
     }
 }
 
@@ -46,12 +50,15 @@ type Met = Result<Party, MeetError>;
 type Judge = fn(&[Vec<u8>]) -> Result<Vec<u8>, String>;
 
 /// Ranks as these worlds say, each on a thread of its own.
-fn meet(worlds: &[(usize, usize)], judge: Judge) -> Vec<Met> {
+fn meet(worlds: &[(usize, usize)], patience: Duration, judge: Judge) -> Vec<Met> {
     let name = name();
     let threads: Vec<_> = worlds
         .iter()
         .map(|&(rank, size)| {
-            let at = meeting(rank, size, &name);
+            let at = Meeting {
+                patience,
+                ..meeting(rank, size, &name)
+            };
             std::thread::spawn(move || at.meet(format!("I am {rank}").as_bytes(), judge))
         })
         .collect();
@@ -62,8 +69,13 @@ fn meet(worlds: &[(usize, usize)], judge: Judge) -> Vec<Met> {
 }
 
 fn group(size: usize) -> Vec<Party> {
+    group_of(size, SOON)
+}
+
+/// So many that wait for each other so long.
+fn group_of(size: usize, patience: Duration) -> Vec<Party> {
     let worlds: Vec<_> = (0..size).map(|rank| (rank, size)).collect();
-    let met = meet(&worlds, |_| Ok(b"a word".to_vec())).into_iter();
+    let met = meet(&worlds, patience, |_| Ok(b"a word".to_vec())).into_iter();
     let party = |party: Met| {
         let party = party.expect("they come together");
         assert_eq!(party.word(), b"a word");
@@ -361,11 +373,11 @@ fn what_does_not_go_together_is_reported_to_all() {
         [one] if one == b"I am 1" => Err("rank 1 has another run file".to_owned()),
         other => Err(format!("unexpected: {other:?}")),
     };
-    for outcome in meet(&[(0, 2), (1, 2)], judge) {
+    for outcome in meet(&[(0, 2), (1, 2)], SOON, judge) {
         let outcome = outcome.expect_err("refused").to_string();
         assert_eq!(outcome, "rank 1 has another run file");
     }
-    let outcome = meet(&[(0, 2), (1, 3), (2, 3)], |_| Ok(Vec::new()));
+    let outcome = meet(&[(0, 2), (1, 3), (2, 3)], SOON, |_| Ok(Vec::new()));
     for outcome in outcome {
         let outcome = outcome.expect_err("refused").to_string();
         assert!(
@@ -526,4 +538,59 @@ fn where_ranks_of_several_hosts_do_not_meet_is_named() {
     assert!(said.contains("no..name, is not known here"), "{said}");
     let said = short("127.0.0.1", free_port(), 0);
     assert!(said.contains("rank 1 did not come"), "{said}");
+}
+
+/// As a process that is stopped: its lines stay, and nothing comes over them.
+#[test]
+fn a_process_that_is_silent_for_too_long_is_named_and_nobody_waits_for_its_answer() {
+    for quiet in [0, 1] {
+        let limit = Duration::from_millis(600);
+        let mut ranks = group_of(3, limit);
+        // A pause that is shorter is none.
+        ranks[quiet].life.be_quiet(true);
+        std::thread::sleep(limit / 2);
+        ranks[quiet].life.be_quiet(false);
+        std::thread::sleep(limit);
+        assert!(ranks.iter().all(|party| party.ended().is_none()));
+        ranks[quiet].life.be_quiet(true);
+        let stopped = ranks.remove(quiet);
+        let silent = CommError::Silent {
+            rank: quiet,
+            seconds: 0,
+        };
+        let begin = Instant::now();
+        // Rank 0 waits for an answer of rank 1, or rank 1 for a question of rank 0.
+        let mut calls = ranks[0].take_calls().into_iter();
+        let mut line = calls.next().expect("a line to the other one");
+        receive(&mut line, 1 << 20).expect_err("nobody is there");
+        // A question that it does not take.
+        send(&mut line, &vec![0; 16 << 20]).expect_err("nobody takes it");
+        for party in &ranks {
+            while party.ended().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let error = party.ended().expect("seen above");
+            let why = format!("{error}");
+            assert!(why.contains(&silent.to_string()), "{error}");
+        }
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        drop(stopped);
+    }
+}
+
+/// What was said before the end is heard, whatever becomes of who said it.
+#[test]
+fn an_answer_that_came_before_the_end_is_read() {
+    let ranks = group(2);
+    let mut second = ranks[1].take_calls().pop().expect("a line");
+    send(&mut second, b"an answer").expect("sent");
+    ranks[1].life.cut();
+    while ranks[0].ended().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut first = ranks[0].take_calls().pop().expect("a line");
+    let answer = receive(&mut first, 100).expect("whole");
+    assert_eq!(answer.as_deref(), Some(&b"an answer"[..]));
+    receive(&mut first, 100).expect_err("nothing is to come");
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::life::Life;
 use super::line::Line;
@@ -49,18 +49,20 @@ impl On<'_> {
         mut call: impl FnMut(usize) -> io::Result<usize>,
     ) -> Result<(), CommError> {
         let life = &self.sockets.life;
-        let (mut done, mut since) = (0, Instant::now());
+        // Counted by looks: what this process was stopped for is no time in which its peer moved nothing.
+        let (mut done, mut waited) = (0, Duration::ZERO);
         while done < bytes {
             match call(done) {
                 Ok(0) => return Err(life.why(self.peer)),
-                Ok(n) => (done, since) = (done + n, Instant::now()),
+                Ok(n) => (done, waited) = (done + n, Duration::ZERO),
                 Err(e) => match e.kind() {
                     ErrorKind::Interrupted => {}
                     ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                         if let Some(error) = life.ended() {
                             return Err(error);
                         }
-                        if since.elapsed() >= self.sockets.limit {
+                        waited += LOOK;
+                        if waited >= self.sockets.limit {
                             return Err(life.fail(CommError::Missing {
                                 rank: self.peer,
                                 number: self.number,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lowtide_device::comm::{Line, Party};
+use lowtide_device::comm::{Calls, Party};
 use lowtide_executor::{ExecError, Options};
 use lowtide_planner::{PartName, Plan, SlotId};
 use lowtide_tiers::TierError;
@@ -21,7 +21,7 @@ use crate::step::StepData;
 pub struct Remote {
     rank: usize,
     party: Arc<Party>,
-    line: Mutex<Line>,
+    line: Mutex<Calls>,
 }
 
 impl fmt::Debug for Remote {

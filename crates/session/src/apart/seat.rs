@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lowtide_device::comm::{Comm, Line, Party};
+use lowtide_device::comm::{Calls, Comm, Party};
 use lowtide_device::cuda::Gpu;
 use lowtide_executor::{ExecError, Mode, Options, Trace};
 use lowtide_model::Decoder;
@@ -189,7 +189,7 @@ pub fn serve(
 
 fn answer(
     party: &Party,
-    line: &mut Line,
+    line: &mut Calls,
     decoder: &Arc<Decoder>,
     (comm, gpu, dirs): (&Arc<dyn Comm>, Option<&Gpu>, &[PathBuf]),
     ask: &mut dyn FnMut(Value) -> Result<Value, String>,

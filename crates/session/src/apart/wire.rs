@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
 use lowtide_data::Micro;
-use lowtide_device::comm::{Line, receive, send};
+use lowtide_device::comm::{Calls, receive, send};
 use lowtide_executor::{EngineError, ExecError};
 use lowtide_kernels::update::Hyper;
 use lowtide_planner::{Clip, PartName, Plan, SlotId};
@@ -332,14 +332,16 @@ impl Fault {
 }
 
 /// Writes a head and what is behind it.
-pub(super) fn put(line: &mut Line, head: &impl Serialize, body: &[u8]) -> io::Result<()> {
+pub(super) fn put(line: &mut Calls, head: &impl Serialize, body: &[u8]) -> io::Result<()> {
     let head = serde_json::to_vec(head).map_err(io::Error::other)?;
     send(line, &head)?;
     send(line, body)
 }
 
 /// Reads a head and what is behind it; `None` at the line's end.
-pub(super) fn get<T: for<'a> Deserialize<'a>>(line: &mut Line) -> io::Result<Option<(T, Vec<u8>)>> {
+pub(super) fn get<T: for<'a> Deserialize<'a>>(
+    line: &mut Calls,
+) -> io::Result<Option<(T, Vec<u8>)>> {
     let Some(head) = receive(line, HEAD)? else {
         return Ok(None);
     };

@@ -1,5 +1,7 @@
 //! The ranks of one group that are in this process, and the thread that looks after them: calls of NCCL wait for peers
 //! and have no limit, and what goes wrong beside them is known only to who asks.
+//!
+//! One file because the thread looks at what the calls leave behind.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ops::Deref;
@@ -48,8 +50,8 @@ struct At {
     begun: u64,
     /// The last of them.
     what: String,
-    /// Since when the call that gives it lasts; none: it has returned.
-    since: Option<Instant>,
+    /// How long the call that gives it was seen to last; none: it has returned.
+    lasts: Option<Duration>,
 }
 
 /// A group with the thread that looks after it. Ends both.
@@ -87,11 +89,12 @@ fn within<T: Send + 'static>(
     };
     let thread = std::thread::Builder::new().name("nccl".to_owned());
     thread.spawn(run).map_err(no_thread)?;
-    let begin = Instant::now();
+    // Counted by looks, as what was seen of a call.
+    let mut waited = Duration::ZERO;
     loop {
-        match hears.recv_timeout(LOOK.min(limit)) {
+        match hears.recv_timeout(LOOK) {
             Ok(done) => return Ok(Some(done)),
-            Err(RecvTimeoutError::Timeout) if begin.elapsed() < limit && !ended() => {}
+            Err(RecvTimeoutError::Timeout) if waited < limit && !ended() => waited += LOOK,
             Err(RecvTimeoutError::Timeout) => return Ok(None),
             Err(RecvTimeoutError::Disconnected) => panic!("the thread that calls NCCL"),
         }
@@ -171,11 +174,12 @@ impl Guarded {
             Some(comms) => handles(comms?),
             None => {
                 let seconds = limit.as_secs();
-                return Err(party.fail(CommError::Unconnected {
+                let late = CommError::Unconnected {
                     rank,
                     size,
                     seconds,
-                }));
+                };
+                return Err(party.fail(late));
             }
         };
         let guarded = Self::new(lib, party.world(), comms, limit, Some(Arc::clone(party)))?;
@@ -207,9 +211,8 @@ impl Guarded {
         });
         let (end, ends) = mpsc::channel::<()>();
         let watched = Arc::clone(&group);
-        let look = LOOK.min(limit);
         let watch = move || {
-            while ends.recv_timeout(look) == Err(RecvTimeoutError::Timeout) && watched.look() {}
+            while ends.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) && watched.look() {}
         };
         let thread = std::thread::Builder::new().name("nccl-guard".to_owned());
         let mut guarded = Self {
@@ -324,10 +327,15 @@ impl Group {
         true
     }
 
-    /// Whether a rank's call lasts too long.
+    /// Whether a rank's call lasts too long. Counted by looks: what this process was stopped for is no time in which a
+    /// peer did not come.
     fn is_late(&self, link: usize) -> bool {
-        let since = lock(&self.at[link]).since;
-        since.is_some_and(|since| since.elapsed() >= self.limit)
+        let mut at = lock(&self.at[link]);
+        let Some(lasts) = &mut at.lasts else {
+            return false;
+        };
+        *lasts += LOOK;
+        *lasts >= self.limit
     }
 
     /// What a rank has waited for that waits too long. Of the ranks of this process it is known how far each one is.
@@ -373,13 +381,13 @@ impl Group {
             let mut at = lock(&self.at[link]);
             at.begun += 1;
             at.what = format!("the {} of {}", collective.pattern, collective.name);
-            at.since = Some(Instant::now());
+            at.lasts = Some(Duration::ZERO);
         }
         let given = self.links.with(link, |comm| {
             // SAFETY: the caller's promise; the handle is nobody else's now.
             unsafe { self.give(comm, collective, places, stream) }
         });
-        lock(&self.at[link]).since = None;
+        lock(&self.at[link]).lasts = None;
         // A call that was freed by a cut may say anything.
         match (given, self.stopped()) {
             (Some(given), None) => Ok(given?),
@@ -443,9 +451,11 @@ impl Group {
         link: usize,
         mut is_done: impl FnMut() -> Result<bool, CudaError>,
     ) -> Result<(), CommError> {
-        let begin = Instant::now();
+        let (mut last, mut waited) = (Instant::now(), Duration::ZERO);
         while !is_done()? {
-            let waited = begin.elapsed();
+            // Not what this process was stopped for.
+            waited += last.elapsed().min(LOOK);
+            last = Instant::now();
             if waited < SPIN {
                 std::hint::spin_loop();
             } else if waited < self.limit && self.stopped().is_none() {
