@@ -581,6 +581,7 @@ fn data_advice(e: &DataError) -> Vec<String> {
         DataError::Parquet { .. } => {
             "fetch it again; where it is whole, write it as JSONL (datasets: Dataset.to_json, pandas: DataFrame.to_json)"
         }
+        DataError::SplitOfAll { .. } => "keep fewer, name a file in data.eval, or add examples",
         DataError::SplitOfOne { .. } => "name a file in data.eval, or add examples",
         DataError::AllDropped { .. } => {
             "set train.last_batch to keep or fill, or lower train.micro_batch or train.accumulate"

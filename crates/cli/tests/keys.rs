@@ -208,6 +208,7 @@ fn plan(seen: &Seen) -> Value {
 const CHUNK: &[&str] = &["train.micro_batch=2"];
 const ROWS_OF_ONE: &[&str] = &["data.packing=false", "train.steps=6"];
 const COMPLETIONS: &[&str] = &["data.train=all.jsonl", "data.format=completion"];
+const OTHER_EVAL: &[&str] = &["data.eval=other.jsonl"];
 const FALLS: &[&str] = &["train.schedule=linear", "train.steps=4"];
 const FACTORED: &[&str] = &["optimizer.name=adafactor"];
 const SMALL: &[&str] = &["budget.device=8MiB"];
@@ -536,12 +537,8 @@ const ROWS: &[Row] = &[
     planned("plan.pieces", ["block", "split"], &[], plan),
     trained("plan.adaptive", ["false", "true"], &[], adaptive),
     planned("plan.machine", ["machine.json", "renamed.json"], &[], plan),
-    trained(
-        "eval.every_steps",
-        ["0", "1"],
-        &["data.eval=other.jsonl"],
-        evaluated,
-    ),
+    trained("eval.every_steps", ["0", "1"], OTHER_EVAL, evaluated),
+    trained("eval.every_epochs", ["", "0.001"], OTHER_EVAL, evaluated),
     trained("eval.batches", ["", "1"], &["data.eval=d.jsonl"], evaluated),
     trained(
         "eval.generate.exact_match",
@@ -569,6 +566,7 @@ const ROWS: &[Row] = &[
     trained("eval.min_delta", ["0", "100"], LEARNS, tokens),
     trained("checkpoint.keep_best", ["none", "loss"], STANDS, files),
     trained("checkpoint.every_steps", ["0", "1"], &[], files),
+    trained("checkpoint.every_epochs", ["", "0.001"], &[], files),
     trained("checkpoint.every_minutes", ["0", "1e-6"], &[], files),
     trained(
         "checkpoint.background",

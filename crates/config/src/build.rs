@@ -266,6 +266,7 @@ fn plan(low: &Low) -> Plan {
 fn eval(low: &Low) -> Eval {
     Eval {
         every_steps: low.count("eval.every_steps").expect("has a default"),
+        every_epochs: low.number("eval.every_epochs"),
         batches: low.count("eval.batches"),
         patience: low.count("eval.patience").expect("has a default"),
         min_delta: low.number("eval.min_delta").expect("has a default"),
@@ -296,6 +297,7 @@ fn checkpoint(low: &Low) -> Checkpoint {
     let durable = low.flag("checkpoint.durable");
     Checkpoint {
         every_steps: low.count("checkpoint.every_steps").expect("has a default"),
+        every_epochs: low.number("checkpoint.every_epochs"),
         every_minutes: low
             .number("checkpoint.every_minutes")
             .unwrap_or(if durable { 0.0 } else { 30.0 }),

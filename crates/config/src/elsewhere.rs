@@ -164,11 +164,11 @@ const NONE: &[(&[&str], &str)] = &[
     ),
     (
         &["save_strategy", "save_first_step", "checkpoint_every"],
-        "checkpoint.every_steps and checkpoint.every_minutes say when to save, checkpoint.keep how many stay",
+        "checkpoint.every_steps, checkpoint.every_epochs and checkpoint.every_minutes say when to save, checkpoint.keep how many stay",
     ),
     (
         &["eval_strategy", "evaluation_strategy", "eval_on_start"],
-        "eval.every_steps says when to evaluate; before the first step and after the last it is done anyway",
+        "eval.every_steps or eval.every_epochs says when to evaluate; before the first step and after the last it is done anyway",
     ),
     (
         &["greater_is_better"],

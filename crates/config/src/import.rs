@@ -9,7 +9,6 @@ use std::path::Path;
 use crate::elsewhere::{Elsewhere, elsewhere};
 use crate::error::ConfigError;
 use crate::keys::KEYS;
-use crate::run::Run;
 use crate::tree::{self, Entry, Node, Tree, shortened};
 
 /// A run file made of another trainer's.
@@ -29,6 +28,12 @@ enum Way {
     Same(&'static str),
     /// The same of a whole number above 0; another value asks for nothing.
     Positive(&'static str),
+    /// Each so many steps, or a share of all steps: the keys for steps and for epochs.
+    Steps([&'static str; 2]),
+    /// So many times an epoch: our key says each how many epochs.
+    PerEpoch(&'static str),
+    /// `epoch`: each epoch.
+    Strategy(&'static str),
     /// Words for words.
     Words(&'static str, &'static [(&'static str, &'static str)]),
     /// There is nothing to say here: why.
@@ -62,6 +67,11 @@ const OTHERS: [(&[&str], &str); 4] = [
 const PLANNED: &str = "the planner decides what is recomputed, offloaded and overlapped";
 const ADAPTERS: &str = "lowtide trains all parameters, not adapters";
 const ADAPTER: &str = "lowtide trains all parameters, not adapters, whose learning rates are usually some ten times as large";
+/// When a run evaluates and saves, by steps and by epochs.
+const EVALUATIONS: [&str; 2] = ["eval.every_steps", "eval.every_epochs"];
+const SAVES: [&str; 2] = ["checkpoint.every_steps", "checkpoint.every_epochs"];
+/// What Axolotl does where a key is not given, and lowtide does not.
+const DEFAULTS: [(&str, &str); 2] = [("data.packing", "false"), ("train.seq", "512")];
 /// Keys without which a run trains something else: they are warned of, not only listed.
 const OTHER_TRAINING: [&str; 5] = [
     "adapter",
@@ -74,7 +84,7 @@ const QUANTISED: &str = "lowtide trains weights in bf16 or f32";
 
 /// Axolotl's keys, but for `datasets` and `test_datasets`.
 const AXOLOTL: &[(&str, Way)] = {
-    use Way::{Needless, Other, Positive, Same, Words};
+    use Way::{Needless, Other, PerEpoch, Positive, Same, Steps, Strategy, Words};
     &[
         ("base_model", Same("model.path")),
         ("tokenizer_config", Same("model.tokenizer")),
@@ -133,7 +143,10 @@ const AXOLOTL: &[(&str, Way)] = {
                 &[("true", "bf16"), ("auto", "bf16"), ("full", "bf16")],
             ),
         ),
-        ("eval_steps", Positive("eval.every_steps")),
+        ("eval_steps", Steps(EVALUATIONS)),
+        ("evals_per_epoch", PerEpoch(EVALUATIONS[1])),
+        ("eval_strategy", Strategy(EVALUATIONS[1])),
+        ("evaluation_strategy", Strategy(EVALUATIONS[1])),
         ("early_stopping_patience", Same("eval.patience")),
         ("early_stopping_threshold", Same("eval.min_delta")),
         (
@@ -143,7 +156,10 @@ const AXOLOTL: &[(&str, Way)] = {
                 &[("true", "loss"), ("false", "none")],
             ),
         ),
-        ("save_steps", Positive("checkpoint.every_steps")),
+        ("metric_for_best_model", Same("checkpoint.keep_best")),
+        ("save_steps", Steps(SAVES)),
+        ("saves_per_epoch", PerEpoch(SAVES[1])),
+        ("save_strategy", Strategy(SAVES[1])),
         ("save_total_limit", Same("checkpoint.keep")),
         ("logging_steps", Positive("log.every_steps")),
         ("use_tensorboard", Same("log.tensorboard")),
@@ -215,7 +231,12 @@ const AXOLOTL: &[(&str, Way)] = {
 pub fn axolotl_keys() -> Vec<(&'static str, &'static str)> {
     let each = AXOLOTL.iter().map(|(name, way)| {
         let is = match way {
-            Way::Same(key) | Way::Positive(key) | Way::Words(key, _) => key,
+            Way::Same(key)
+            | Way::Positive(key)
+            | Way::Words(key, _)
+            | Way::Steps([key, _])
+            | Way::PerEpoch(key)
+            | Way::Strategy(key) => key,
             Way::Needless(why) | Way::Other(why) => why,
         };
         (*name, *is)
@@ -231,6 +252,12 @@ struct Import {
     warned: Vec<(String, String)>,
     /// What the records of the first data set are.
     layout: Layout,
+    /// By what the best model is found, where it is said.
+    metric: Option<String>,
+    /// What happens each such share of all steps: their key, ours, the share.
+    shares: Vec<(String, [&'static str; 2], f64)>,
+    /// Keys that are given because Axolotl's default is another one.
+    defaults: Vec<&'static str>,
 }
 
 /// What the records of a data set are: their format, if it is said, and the names of their fields.
@@ -266,7 +293,10 @@ pub fn import_axolotl(text: &str, file: &str) -> Result<Imported, ConfigError> {
     for entry in import.last_of_each("", entries) {
         import.entry(entry);
     }
+    import.shares_of_all();
+    import.best();
     import.one_of_each();
+    import.defaults();
     import.checked();
     Ok(import.done(file))
 }
@@ -318,40 +348,6 @@ impl Import {
         all
     }
 
-    /// Of keys that exclude each other takes over what holds in Axolotl.
-    fn one_of_each(&mut self) {
-        for (holds, key, theirs, why) in [
-            (
-                "train.steps",
-                "train.epochs",
-                "num_epochs",
-                "max_steps is given, which holds",
-            ),
-            (
-                "train.warmup_steps",
-                "train.warmup_ratio",
-                "warmup_ratio",
-                "warmup_steps is given; give one of them",
-            ),
-            (
-                "data.eval",
-                "data.eval_split",
-                "val_set_size",
-                "test_datasets are given, which are evaluated",
-            ),
-        ] {
-            if self.given.contains_key(holds)
-                && let Some(value) = self.given.remove(key)
-            {
-                let off = key == "data.eval_split" && value.parse() == Ok(0.0);
-                if !off {
-                    self.dropped
-                        .push((format!("{theirs}: {value}"), why.to_owned()));
-                }
-            }
-        }
-    }
-
     fn entry(&mut self, entry: &Entry) {
         let (name, node) = (entry.key.as_str(), &entry.value);
         match name {
@@ -362,6 +358,10 @@ impl Import {
             // No norm is the largest one.
             "max_grad_norm" if is_zero(node) => {
                 return self.give("train.clip.mode", "none".to_owned());
+            }
+            "metric_for_best_model" if let Tree::Scalar(text) = &node.tree => {
+                self.metric = Some(text.clone());
+                return;
             }
             "chat_template" if node.tree == Tree::Scalar("tokenizer_default".to_owned()) => return,
             _ => {}
@@ -378,6 +378,27 @@ impl Import {
             (Way::Positive(key), Some(text)) => match text.parse::<u64>() {
                 Ok(n) if n > 0 => self.give(key, n.to_string()),
                 _ => self.drop(name, node, "only a number of steps is taken over"),
+            },
+            (Way::Steps(keys), Some(text)) => match text.parse::<f64>() {
+                Ok(n) if n >= 1.0 && n.fract() == 0.0 => self.give(keys[0], text.to_owned()),
+                Ok(share) if share > 0.0 && share < 1.0 => {
+                    self.shares.push((name.to_owned(), *keys, share));
+                }
+                _ => self.drop(
+                    name,
+                    node,
+                    "only a number of steps or a share of all is taken over",
+                ),
+            },
+            (Way::PerEpoch(key), Some(text)) => match text.parse::<u32>() {
+                Ok(n) if n > 0 => self.give(key, format!("{}", 1.0 / f64::from(n))),
+                _ => self.drop(name, node, "only a whole number of times is taken over"),
+            },
+            (Way::Strategy(key), Some(text)) => match text {
+                "epoch" => self.give(key, "1".to_owned()),
+                // What says how many says it.
+                "steps" | "no" => {}
+                _ => self.drop(name, node, "there is no such choice here"),
             },
             (Way::Words(key, words), Some(text)) => {
                 let text = truth(text).unwrap_or(text);
@@ -536,32 +557,6 @@ impl Import {
         self.give(field, quoted(text));
     }
 
-    /// Takes away what the run file's rules do not allow, with their reason.
-    fn checked(&mut self) {
-        // A run needs a model; what else is wrong is looked for without one too.
-        let some: &[String] = match self.given.contains_key("model.path") {
-            true => &[],
-            false => &["model.shape=qwen2.5-0.5b".to_owned()],
-        };
-        while let Err(e) = Run::parse(&self.yaml(), "run.yaml", Path::new("/"), some) {
-            let about = e.key().map(str::to_owned);
-            let bad = self
-                .given
-                .keys()
-                .copied()
-                .find(|key| about.as_deref() == Some(*key));
-            let Some(bad) = bad else { return };
-            let value = self.given.remove(bad).unwrap_or_default();
-            // The place is one in a file that nobody has.
-            let why = e.to_string();
-            let why = why
-                .split_once(": ")
-                .map_or(why.as_str(), |(_, why)| why)
-                .to_owned();
-            self.dropped.push((format!("{bad}: {value}"), why));
-        }
-    }
-
     /// What was given, in sections.
     fn yaml(&self) -> String {
         let mut text = String::new();
@@ -592,6 +587,13 @@ impl Import {
             "# From {} by `lowtide import`.\n",
             shortened(file).replace('\n', " ")
         );
+        if !self.defaults.is_empty() {
+            let _ = writeln!(
+                yaml,
+                "# Not said there, as Axolotl has it by default: {}.",
+                self.defaults.join(", ")
+            );
+        }
         yaml += &self.yaml();
         if !self.dropped.is_empty() {
             yaml += "# Not taken over:\n";
@@ -696,6 +698,8 @@ fn quoted(text: &str) -> String {
         false => serde_json::Value::from(text).to_string(),
     }
 }
+
+mod whole;
 
 #[cfg(test)]
 mod tests;

@@ -664,6 +664,8 @@ pub(crate) const EXCLUSIVE: &[&[&str]] = &[
     &["train.steps", "train.epochs"],
     &["train.warmup_steps", "train.warmup_ratio"],
     &["data.eval", "data.eval_split"],
+    &["eval.every_steps", "eval.every_epochs"],
+    &["checkpoint.every_steps", "checkpoint.every_epochs"],
 ];
 
 const DTYPE: Kind = Kind::Word {

@@ -202,9 +202,12 @@ impl Low {
             .is_some_and(|t| matches!(t.at, Place::Set(_)))
     }
 
-    /// Whether it was given as a choice among exclusive keys: no split is no choice.
+    /// Whether it was given as a choice among exclusive keys: no split is no choice, and so is a number of steps that
+    /// turns off what happens each so many.
     pub fn chosen(&self, name: &str) -> bool {
-        let none = |t: &Typed| name == "data.eval_split" && t.value == Value::Number(0.0);
+        let off = [Value::Number(0.0), Value::Count(0)];
+        let can_be_off = name == "data.eval_split" || name.ends_with(".every_steps");
+        let none = |t: &Typed| can_be_off && off.contains(&t.value);
         self.typed(name).is_some_and(|t| !none(t))
     }
 

@@ -188,6 +188,14 @@ fn data(low: &Low, run: &Run) -> Result<(), ConfigError> {
             "'data.train', of which it is a share",
         );
     }
+    let split = data.eval_split;
+    if split > 0.5 && (split < 1.0 || split.fract() != 0.0) {
+        return needs(
+            low,
+            "data.eval_split",
+            "a share up to 0.5, or a whole number of examples",
+        );
+    }
     if data.streaming {
         // How many examples there are is not known when the first ones are dealt out.
         let whole = [
@@ -195,11 +203,19 @@ fn data(low: &Low, run: &Run) -> Result<(), ConfigError> {
             ("data.max_examples", data.max_examples.is_some()),
             ("data.train", data.train.iter().any(|s| s.weight != 1.0)),
             ("data.cache", data.cache == Cache::None),
+            ("eval.every_epochs", run.eval.every_epochs.is_some()),
+            (
+                "checkpoint.every_epochs",
+                run.checkpoint.every_epochs.is_some(),
+            ),
         ];
         if let Some((key, _)) = whole.iter().find(|(_, set)| *set) {
             let why = match *key {
                 "data.train" => "weights are of all examples of a file",
                 "data.cache" => "a stream's tokens go to a file of the cache",
+                "eval.every_epochs" | "checkpoint.every_epochs" => {
+                    "how long an epoch is, is known with all examples"
+                }
                 _ => "which examples these are is known with all of them",
             };
             return conflict(low, key, "data.streaming", why);
@@ -246,6 +262,9 @@ fn eval(low: &Low, run: &Run) -> Result<(), ConfigError> {
     let needed = "evaluation data: 'data.eval' or 'data.eval_split'";
     if run.eval.every_steps > 0 {
         return needs(low, "eval.every_steps", needed);
+    }
+    if run.eval.every_epochs.is_some() {
+        return needs(low, "eval.every_epochs", needed);
     }
     if run.eval.generate.exact_match {
         return needs(low, "eval.generate.exact_match", needed);
@@ -304,11 +323,11 @@ fn best(low: &Low, run: &Run) -> Result<(), ConfigError> {
             let needed = "answers on the way: 'eval.generate.exact_match' and 'eval.generate.every_steps' above 0";
             return needs(low, key, needed);
         }
-    } else if run.eval.every_steps == 0 {
+    } else if run.eval.every_steps == 0 && run.eval.every_epochs.is_none() {
         return needs(
             low,
             key,
-            "evaluations on the way: 'eval.every_steps' above 0",
+            "evaluations on the way: 'eval.every_steps' above 0, or 'eval.every_epochs'",
         );
     }
     if run.checkpoint.durable {

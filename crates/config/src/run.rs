@@ -524,8 +524,11 @@ pub enum Recompute {
 /// When and on how much to evaluate (section `eval`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Eval {
-    /// Each so many steps; 0: after the last only.
+    /// Each so many steps; 0: after the last only, or by epochs.
     pub every_steps: u64,
+    /// Each so many epochs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_epochs: Option<f64>,
     /// Most micro-batches of one evaluation; `None`: all.
     pub batches: Option<u64>,
     /// Evaluations in a row without a better one, after which training ends; 0: never.
@@ -559,6 +562,9 @@ pub struct Generate {
 pub struct Checkpoint {
     /// Each so many steps; 0: not by steps.
     pub every_steps: u64,
+    /// Each so many epochs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_epochs: Option<f64>,
     /// When so many minutes have passed; 0: not by time.
     pub every_minutes: f64,
     /// They are written while steps go on, where that can be.

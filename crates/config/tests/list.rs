@@ -27,9 +27,9 @@ optimizer.groups optimizer.moments optimizer.update
 strategy.name strategy.lsp.compression strategy.lsp.projector
 plan.loop plan.weights plan.optimizer plan.gradients plan.inputs plan.recompute
 plan.activations plan.offload plan.direct plan.min_gain plan.prefetch plan.pieces plan.adaptive plan.machine
-eval.every_steps eval.batches eval.patience eval.min_delta eval.generate.exact_match eval.generate.max_new_tokens
+eval.every_steps eval.every_epochs eval.batches eval.patience eval.min_delta eval.generate.exact_match eval.generate.max_new_tokens
 eval.generate.max_examples eval.generate.extract eval.generate.every_steps eval.generate.cached
-checkpoint.every_steps checkpoint.every_minutes checkpoint.background checkpoint.keep checkpoint.on_error checkpoint.keep_best checkpoint.resume checkpoint.durable
+checkpoint.every_steps checkpoint.every_epochs checkpoint.every_minutes checkpoint.background checkpoint.keep checkpoint.on_error checkpoint.keep_best checkpoint.resume checkpoint.durable
 checkpoint.change
 log.every_steps log.report log.tensorboard log.trace
 ";

@@ -39,6 +39,7 @@ const OUTSIDE: &[&str] = &[
     "optimizer.update",
     "plan.",
     "eval.every_steps",
+    "eval.every_epochs",
     "eval.batches",
     "eval.patience",
     "eval.min_delta",

@@ -222,8 +222,8 @@ fn values_beyond_their_limits() {
             "run.yaml:2:10: 'threads' is 99999999999999999999999, out of range; allowed: a whole number from 1 to 4096",
         ),
         (
-            "data: {eval_split: 0.6}",
-            "run.yaml:2:20: 'data.eval_split' is 0.6, out of range; allowed: a number from 0 up to 0.5",
+            "data: {eval_split: -0.6}",
+            "run.yaml:2:20: 'data.eval_split' is -0.6, out of range; allowed: a number from 0 up to 1000000000",
         ),
         (
             "optimizer: {groups: [{match: a, learning_rate: 0}]}",
@@ -436,6 +436,26 @@ fn rules_between_keys() {
             "run.yaml:2:21: 'eval.every_steps' needs evaluation data: 'data.eval' or 'data.eval_split'",
         ),
         (
+            "eval: {every_epochs: 0.5}",
+            "run.yaml:2:22: 'eval.every_epochs' needs evaluation data: 'data.eval' or 'data.eval_split'",
+        ),
+        (
+            "data: {eval: a}\neval: {every_epochs: 0.5, every_steps: 5}",
+            "run.yaml:3:40: 'eval.every_steps' and 'eval.every_epochs' cannot both hold: give one of them",
+        ),
+        (
+            "checkpoint: {every_steps: 5, every_epochs: 1}",
+            "run.yaml:2:27: 'checkpoint.every_steps' and 'checkpoint.every_epochs' cannot both hold: give one of them",
+        ),
+        (
+            "data: {train: a, streaming: true}\ncheckpoint: {every_epochs: 1}",
+            "run.yaml:3:28: 'checkpoint.every_epochs' and 'data.streaming' cannot both hold: how long an epoch is, is known with all examples",
+        ),
+        (
+            "data: {train: a, eval_split: 0.7}",
+            "run.yaml:2:30: 'data.eval_split' needs a share up to 0.5, or a whole number of examples",
+        ),
+        (
             "eval: {generate: {exact_match: true}}",
             "run.yaml:2:32: 'eval.generate.exact_match' needs evaluation data: 'data.eval' or 'data.eval_split'",
         ),
@@ -457,11 +477,11 @@ fn rules_between_keys() {
         ),
         (
             "data: {eval: a}\neval: {patience: 2}",
-            "run.yaml:3:18: 'eval.patience' needs evaluations on the way: 'eval.every_steps' above 0",
+            "run.yaml:3:18: 'eval.patience' needs evaluations on the way: 'eval.every_steps' above 0, or 'eval.every_epochs'",
         ),
         (
             "data: {eval: a}\ncheckpoint: {keep_best: loss}",
-            "run.yaml:3:25: 'checkpoint.keep_best' needs evaluations on the way: 'eval.every_steps' above 0",
+            "run.yaml:3:25: 'checkpoint.keep_best' needs evaluations on the way: 'eval.every_steps' above 0, or 'eval.every_epochs'",
         ),
         (
             "data: {eval: a}\neval: {every_steps: 1}\ncheckpoint: {keep_best: exact_match}",

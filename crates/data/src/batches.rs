@@ -385,6 +385,20 @@ impl Batches {
         })
     }
 
+    /// Rows of one epoch.
+    ///
+    /// # Errors
+    /// As [`Self::batches_per_epoch`].
+    pub fn rows_per_epoch(&self) -> Result<u64, DataError> {
+        Ok(self.n_rows()? as u64)
+    }
+
+    /// Rows of a whole batch.
+    #[must_use]
+    pub fn rows_per_batch(&self) -> u64 {
+        self.shape.rows() as u64
+    }
+
     /// Batches that deal out `epochs` epochs (0.5: half of one), at least one.
     ///
     /// # Errors

@@ -249,6 +249,18 @@ pub enum DataError {
         /// The share as the run file has it.
         share: f64,
     },
+    /// More examples were to be kept for evaluation than would leave one to train on.
+    #[error(
+        "{path}: 'data.eval_split: {split}' keeps {split} examples for evaluation, and {n} can be trained on"
+    )]
+    SplitOfAll {
+        /// The (first) file.
+        path: PathBuf,
+        /// How many, as the run file has it.
+        split: u64,
+        /// Examples that there are.
+        n: u64,
+    },
     /// A share of the examples was to be kept for evaluation, and one file is there twice.
     #[error(
         "{path}: this file is in data.train before, as {first}: with 'data.eval_split: {share}' an example could be in \

@@ -41,6 +41,7 @@ use crate::tally::Tally;
 use crate::wear::Wear;
 use background::Backdrop;
 use best::{Evaluations, Measure};
+use every::Every;
 use lowtide_data::{Batches, DataError, Micro, Packed, Rows, State, Tokenizer};
 use lowtide_session::Requests;
 use lowtide_session::Totals;
@@ -57,6 +58,7 @@ mod change;
 mod comparison;
 mod ends;
 mod evaluate;
+mod every;
 mod export;
 mod journal;
 mod left;
@@ -101,6 +103,7 @@ struct Fit<'a> {
     room: Room,
     sizes: Sizes,
     cadence: Cadence,
+    evaluates: Every,
     /// Writes checkpoints while steps go on, where that can be.
     background: Option<Backdrop>,
     /// What became of those that were, once no more are.
@@ -479,7 +482,7 @@ impl Fit<'_> {
         let due = |n: u64| between && n > 0 && step.is_multiple_of(n);
         Due {
             save: between && self.cadence.due(step, Instant::now()),
-            evaluation: due(self.run.eval.every_steps),
+            evaluation: between && self.evaluates.due(step),
             answers: due(self.run.eval.generate.every_steps),
         }
     }

@@ -25,6 +25,7 @@ use lowtide_data::{
 };
 use lowtide_random::Philox;
 
+mod split;
 mod told;
 
 use told::{describe, hash_of, of_set, remark};
@@ -333,23 +334,9 @@ pub fn whole_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErr
     let mut data = load("train", &paths, &mut notes)?;
     let mut eval = None;
     if run.data.eval.is_empty() && run.data.eval_split > 0.0 {
-        let n = data.len();
-        if n < 2 {
-            return Err(DataError::SplitOfOne {
-                path: data.path().to_owned(),
-                share: run.data.eval_split,
-            }
-            .into());
-        }
-        let held = ((n as f64 * run.data.eval_split).ceil() as usize).clamp(1, n - 1);
-        let order = Philox::new(run.seed, SPLIT_STREAM).permutation(n);
-        let mut mine: Vec<usize> = order[held..].iter().map(|&i| i as usize).collect();
-        let mut theirs: Vec<usize> = order[..held].iter().map(|&i| i as usize).collect();
-        // In the order of the file, so that only the choice is random.
-        mine.sort_unstable();
-        theirs.sort_unstable();
-        eval = Some(data.select(&theirs)?);
-        data = data.select(&mine)?;
+        let (mine, theirs) = split::of(run, &data)?;
+        eval = Some(theirs);
+        data = mine;
     } else if !run.data.eval.is_empty() {
         eval = Some(load("eval", &run.data.eval, &mut notes)?);
     }

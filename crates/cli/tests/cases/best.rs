@@ -278,3 +278,16 @@ fn a_run_that_goes_on_with_other_evaluation_data_begins_with_the_first_of_these(
         back.text()
     );
 }
+
+/// A whole number of `data.eval_split` is one of examples.
+#[test]
+fn so_many_examples_are_kept_for_evaluation() {
+    let case = Scratch::new("eval-split-of-one");
+    case.write("d.jsonl", case.read("d.jsonl").repeat(8));
+    let data = case.run(&["data", "run.yaml", "--set", "data.eval_split=3", "--json"]);
+    let sets = data.fine().json()["data"]["sets"].clone();
+    let examples = |i: usize| sets[i]["examples"].as_u64();
+    assert_eq!((examples(0), examples(1)), (Some(5), Some(3)), "{sets}");
+    let all = case.run(&["data", "run.yaml", "--set", "data.eval_split=8"]);
+    all.refused(&["data.eval_split: 8", "8 can be trained on", "keep fewer"]);
+}

@@ -1,6 +1,8 @@
 //! Files of Axolotl, and what is made of them.
 
 use super::*;
+use crate::run::Run;
+use crate::words::KeepBest;
 
 const THEIRS: &str = "
 base_model: models/Qwen2.5-3B
@@ -44,11 +46,12 @@ fn a_run_of_axolotl_is_a_run_of_ours() {
     assert_eq!((run.train.seq, run.train.accumulate), (4096, 8));
     assert_eq!(run.data.eval_split, 0.05);
     assert_eq!(run.checkpoint.every_steps, 200);
+    // A tenth of three epochs.
+    assert_eq!(run.eval.every_epochs, Some(0.1 * 3.0));
     assert_eq!(run.optimizer.moments, lowtide_workload::Moments::Int8);
     let names: Vec<&str> = imported.dropped.iter().map(|d| d.0.as_str()).collect();
     let want = [
         "datasets[0].roles_to_train",
-        "eval_steps: 0.1",
         "gradient_checkpointing: true",
         "wandb_project: mine",
     ];
@@ -268,9 +271,81 @@ fn whatever_it_is_nothing_panics() {
 #[test]
 fn keys_of_the_table_are_keys() {
     for (name, way) in AXOLOTL {
-        if let Way::Same(key) | Way::Positive(key) | Way::Words(key, _) = way {
+        let keys: &[&str] = match way {
+            Way::Same(key) | Way::Positive(key) | Way::Words(key, _) => &[*key],
+            Way::PerEpoch(key) | Way::Strategy(key) => &[*key],
+            Way::Steps(keys) => keys,
+            Way::Needless(_) | Way::Other(_) => &[],
+        };
+        for key in keys {
             assert!(KEYS.iter().any(|k| k.name == *key), "{name}: {key}");
         }
+    }
+}
+
+/// As often in an epoch, or for a share of all steps; what is not said is as there.
+#[test]
+fn when_to_evaluate_and_to_save_is_taken_over() {
+    let with = |more: &str| {
+        let test = "test_datasets: [{path: e.jsonl, type: completion}]\n";
+        imported(&format!("base_model: m\n{test}{more}"))
+    };
+    let (of, run) = with("evals_per_epoch: 4\nsaves_per_epoch: 2\n");
+    assert_eq!(of.dropped, []);
+    assert_eq!(run.eval.every_epochs, Some(0.25));
+    assert_eq!(run.checkpoint.every_epochs, Some(0.5));
+    // By default: rows of 512 tokens, an example each.
+    assert!(!run.data.packing && run.train.seq == 512);
+    assert!(
+        of.yaml.contains("default: data.packing, train.seq."),
+        "{}",
+        of.yaml
+    );
+    let (of, run) = with("sequence_len: 64\nsample_packing: true\n");
+    assert!(run.data.packing && run.train.seq == 64 && !of.yaml.contains("default"));
+
+    let (of, run) = with("eval_strategy: epoch\nsave_strategy: 'no'\n");
+    assert_eq!((of.dropped.len(), run.eval.every_epochs), (0, Some(1.0)));
+    assert_eq!(run.checkpoint.every_epochs, None);
+    let (_, run) = with("eval_steps: 0.25\nsave_steps: 0.3\nmax_steps: 10\n");
+    assert_eq!((run.eval.every_steps, run.checkpoint.every_steps), (3, 3));
+    let (of, run) = with("eval_steps: 7\nevals_per_epoch: 2\n");
+    assert_eq!((run.eval.every_steps, run.eval.every_epochs), (7, None));
+    assert!(
+        of.dropped[0].1.contains("eval_steps is given"),
+        "{:?}",
+        of.dropped
+    );
+
+    let best = "evals_per_epoch: 1\nload_best_model_at_end: true\n";
+    for (metric, by, dropped) in [
+        ("", KeepBest::Loss, 0),
+        ("metric_for_best_model: eval_loss\n", KeepBest::Loss, 0),
+        ("metric_for_best_model: accuracy\n", KeepBest::Accuracy, 0),
+        ("metric_for_best_model: rouge\n", KeepBest::Loss, 1),
+    ] {
+        let (of, run) = with(&format!("{metric}{best}"));
+        assert_eq!(
+            (run.checkpoint.keep_best, of.dropped.len()),
+            (by, dropped),
+            "{metric}"
+        );
+    }
+    let (of, run) = with("metric_for_best_model: accuracy\n");
+    assert_eq!(
+        (run.checkpoint.keep_best, of.dropped.len()),
+        (KeepBest::None, 1)
+    );
+
+    for (size, split, dropped) in [("0.1", 0.1, 0), ("200", 200.0, 0), ("0.7", 0.0, 1)] {
+        let (of, run) = imported(&format!(
+            "base_model: m\ndatasets: [{{path: a, type: completion}}]\nval_set_size: {size}\n"
+        ));
+        assert_eq!(
+            (run.data.eval_split, of.dropped.len()),
+            (split, dropped),
+            "{size}"
+        );
     }
 }
 

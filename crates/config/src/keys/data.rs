@@ -51,10 +51,10 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "data.eval_split",
-        doc: "Share of the training examples kept for evaluation instead.",
+        doc: "Share of the training examples kept for evaluation instead, up to 0.5; a whole number from 1 on: that many of them.",
         kind: Kind::Number {
             low: Included(0.0),
-            high: Included(0.5),
+            high: Included(1e9),
         },
         default: Value("0"),
         elsewhere: &[

@@ -1,27 +1,36 @@
 //! The keys of what happens beside and after the steps: evaluation, checkpoints, records.
 
-use std::ops::Bound::Included;
+use std::ops::Bound::{Excluded, Included};
 
 use crate::key::KeyDefault::{Unset, Value};
 use crate::key::{Key, Kind};
 use crate::words::{KeepBest, OnUnsaved};
 
+/// How many epochs lie between two.
+const EPOCHS: Kind = Kind::Number {
+    low: Excluded(0.0),
+    high: Included(1e6),
+};
+
 /// Those keys, in the order of the reference.
 pub(super) const KEYS: &[Key] = &[
     Key {
         name: "eval.every_steps",
-        doc: "Evaluate each so many steps; 0: after the last only.",
+        doc: "Evaluate each so many steps; 0: after the last only. Excludes `eval.every_epochs`.",
         kind: Kind::Count {
             min: 0,
             max: 1_000_000_000,
         },
         default: Value("0"),
-        elsewhere: &[
-            "eval_steps",
-            "evals_per_epoch",
-            "eval_interval",
-            "run_val_every_n_steps",
-        ],
+        elsewhere: &["eval_steps", "eval_interval", "run_val_every_n_steps"],
+    },
+    Key {
+        name: "eval.every_epochs",
+        doc: "Evaluate each so many passes over the training data, behind the step with which each is complete: 1, or a part \
+              such as 0.25. Not with `data.streaming`, which does not know how long a pass is. Excludes `eval.every_steps`.",
+        kind: EPOCHS,
+        default: Unset("as `eval.every_steps`"),
+        elsewhere: &["evals_per_epoch", "eval_interval_epochs"],
     },
     Key {
         name: "eval.batches",
@@ -114,7 +123,7 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "checkpoint.every_steps",
-        doc: "Save each so many steps; 0: not by steps.",
+        doc: "Save each so many steps; 0: not by steps. Excludes `checkpoint.every_epochs`.",
         kind: Kind::Count {
             min: 0,
             max: 1_000_000_000,
@@ -122,11 +131,17 @@ pub(super) const KEYS: &[Key] = &[
         default: Value("0"),
         elsewhere: &[
             "save_steps",
-            "saves_per_epoch",
             "save_interval",
             "save_every",
             "save_every_n_steps",
         ],
+    },
+    Key {
+        name: "checkpoint.every_epochs",
+        doc: "Save each so many passes over the training data, as `eval.every_epochs`. Excludes `checkpoint.every_steps`.",
+        kind: EPOCHS,
+        default: Unset("as `checkpoint.every_steps`"),
+        elsewhere: &["saves_per_epoch", "save_every_n_epochs"],
     },
     Key {
         name: "checkpoint.every_minutes",

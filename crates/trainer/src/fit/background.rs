@@ -20,7 +20,10 @@ use crate::threads::threads_of;
 /// Whether a run saves on the way, but for what it is asked.
 pub(crate) fn saves_on_the_way(run: &Run) -> bool {
     let c = &run.checkpoint;
-    c.every_steps > 0 || c.every_minutes > 0.0 || c.keep_best != KeepBest::None
+    c.every_steps > 0
+        || c.every_epochs.is_some()
+        || c.every_minutes > 0.0
+        || c.keep_best != KeepBest::None
 }
 
 /// Writes checkpoints in the background.

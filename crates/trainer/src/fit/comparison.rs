@@ -109,6 +109,7 @@ fn arm(run: &Run, output: &Path, steps: u64) -> Run {
     };
     arm.eval = Eval {
         every_steps: every.min(steps.div_ceil(EVALUATIONS)),
+        every_epochs: None,
         patience: 0,
         generate: Generate {
             exact_match: false,
@@ -120,6 +121,7 @@ fn arm(run: &Run, output: &Path, steps: u64) -> Run {
     };
     arm.checkpoint = Checkpoint {
         every_steps: 0,
+        every_epochs: None,
         every_minutes: 0.0,
         background: false,
         keep_best: KeepBest::None,

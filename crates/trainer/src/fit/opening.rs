@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::background::{self, Backdrop};
 use super::best::Evaluations;
 use super::branch::Origin;
+use super::every::Every;
 use super::saving::{self, Cadence, Sizes};
 use super::start::Start;
 use super::{Fit, Saves, ends, lost, schedule_of, write_json};
@@ -223,7 +224,9 @@ pub(super) fn open<'a>(
         ..RunState::new()
     };
     let logs = Logs::open(run, &output, &start, !questions.is_empty())?;
-    let cadence = Cadence::of(run);
+    let cadence = Cadence::of(run, &batches)?;
+    let evaluates = (run.eval.every_steps, run.eval.every_epochs);
+    let evaluates = Every::of(run, &batches, evaluates)?;
     if saves == Saves::All {
         let best = run.checkpoint.keep_best != KeepBest::None;
         observer.note(&cadence.told(run.checkpoint.keep, best, run.checkpoint.on_error));
@@ -239,6 +242,7 @@ pub(super) fn open<'a>(
         room,
         sizes,
         cadence,
+        evaluates,
         background: reserved.map(Backdrop::new),
         beside: None,
         session,

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lowtide_config::{KeepBest, OnUnsaved, Run};
+use lowtide_data::Batches;
 use lowtide_executor::Trace;
 use lowtide_model::HfWriter;
 use lowtide_planner::Tier;
 
+use super::every::Every;
 use super::export::source_of;
 use super::{Fit, Saves, tokenizer_files};
 use crate::checkpoint;
@@ -36,26 +38,33 @@ const PAGES: u64 = 4 << 20;
 /// Between which steps a run saves.
 #[derive(Debug)]
 pub(super) struct Cadence {
-    steps: u64,
+    steps: Every,
+    /// As the run file has it.
+    epochs: Option<f64>,
     every: Option<Duration>,
     last: Instant,
 }
 
 impl Cadence {
-    pub(super) fn of(run: &Run) -> Self {
+    /// Of a run whose batches are these.
+    ///
+    /// # Errors
+    /// As [`Every::of`].
+    pub(super) fn of(run: &Run, batches: &Batches) -> Result<Self, TrainError> {
         let minutes = run.checkpoint.every_minutes;
-        Self {
-            steps: run.checkpoint.every_steps,
+        let (steps, epochs) = (run.checkpoint.every_steps, run.checkpoint.every_epochs);
+        Ok(Self {
+            steps: Every::of(run, batches, (steps, epochs))?,
+            epochs,
             every: (minutes > 0.0).then(|| Duration::from_secs_f64(60.0 * minutes)),
             last: Instant::now(),
-        }
+        })
     }
 
     /// Whether a checkpoint is due after `step`, which is not the last.
     pub(super) fn due(&self, step: u64, now: Instant) -> bool {
-        let by_steps = self.steps > 0 && step.is_multiple_of(self.steps);
         let since = now.saturating_duration_since(self.last);
-        by_steps || self.every.is_some_and(|every| since >= every)
+        self.steps.due(step) || self.every.is_some_and(|every| since >= every)
     }
 
     /// A checkpoint was saved, or tried to.
@@ -66,8 +75,13 @@ impl Cadence {
     /// For people, with how many are kept.
     pub(super) fn told(&self, keep: u32, best: bool, on_error: OnUnsaved) -> String {
         let mut when = Vec::new();
-        if self.steps > 0 {
-            when.push(format!("every {} steps", self.steps));
+        if let Every::Steps(steps) = self.steps {
+            when.push(format!("every {steps} steps"));
+        }
+        match self.epochs {
+            Some(1.0) => when.push("every epoch".to_owned()),
+            Some(epochs) => when.push(format!("every {epochs} epochs")),
+            None => {}
         }
         if let Some(every) = self.every {
             when.push(format!("every {} minutes", every.as_secs_f64() / 60.0));
@@ -92,10 +106,8 @@ impl Cadence {
 
 /// The most times that a run saves in so many steps to come, the end included.
 fn saves(run: &Run, steps: u64) -> u64 {
-    let by_steps = match (
-        run.checkpoint.every_minutes > 0.0,
-        run.checkpoint.every_steps,
-    ) {
+    let often = run.checkpoint.every_minutes > 0.0 || run.checkpoint.every_epochs.is_some();
+    let by_steps = match (often, run.checkpoint.every_steps) {
         (true, _) => return steps.max(1),
         (false, 0) => 1,
         (false, every) => steps / every + 1,
@@ -483,7 +495,11 @@ mod tests {
         let begin = Instant::now();
         let later = |s| begin + Duration::from_secs(s);
         let cadence = |steps, every| Cadence {
-            steps,
+            steps: match steps {
+                0 => Every::Never,
+                n => Every::Steps(n),
+            },
+            epochs: None,
             every,
             last: begin,
         };
