@@ -305,6 +305,7 @@ fn checkpoint(low: &Low) -> Checkpoint {
         keep: low.count32("checkpoint.keep").expect("has a default"),
         on_error: low.word("checkpoint.on_error").expect("has a default"),
         keep_best: low.word("checkpoint.keep_best").expect("has a default"),
+        keep_best_given: low.typed("checkpoint.keep_best").is_some(),
         resume,
         durable,
         change: low.words("checkpoint.change"),

@@ -575,6 +575,9 @@ pub struct Checkpoint {
     pub on_error: OnUnsaved,
     /// By what the best checkpoint is kept.
     pub keep_best: KeepBest,
+    /// Whether the run file or an override says so.
+    #[serde(skip)]
+    pub keep_best_given: bool,
     /// Where to go on from.
     pub resume: Resume,
     /// Each update is committed on disk.

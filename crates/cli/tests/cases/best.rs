@@ -69,6 +69,13 @@ fn training_ends_when_nothing_gets_better_and_the_best_is_exported() {
     );
     assert!(case.at("out/checkpoints/step-00000002/run.json").exists());
     assert_eq!(loss_of_model(&case), best.1);
+    // Exported later it is the same one, though the run file does not say by what; what it says holds.
+    let step = |set: &[&str]| {
+        let args = [&["export", "run.yaml", "x", "--json"], set].concat();
+        case.run(&args).fine().json()["step"].as_u64()
+    };
+    assert_eq!(step(&[]), Some(2));
+    assert_eq!(step(&["--set", "checkpoint.keep_best=none"]), Some(6));
     // It is finished; with more patience it goes on where it stopped.
     let kept = format!(
         "best          loss {:.4} after step 2, whose checkpoint is kept",

@@ -25,7 +25,7 @@ use crate::error::TrainError;
 use crate::inputs::open_tokenizer;
 use crate::output::folder::{Folder, Found};
 use crate::output::room::{self, Need};
-use crate::output::{is_model, model_shelf, overlap};
+use crate::output::{RUN, is_model, model_shelf, overlap};
 use crate::pairs::start_if_any;
 use crate::paths;
 use crate::planning::decoder_of;
@@ -37,7 +37,8 @@ use crate::threads::threads_of;
 pub struct Export<'a> {
     /// The model's directory: none, an empty one, or a model that lowtide has written, which is replaced.
     pub to: &'a Path,
-    /// The checkpoint; `None`: the one whose model the run would export now.
+    /// The checkpoint; `None`: the one whose model the run would export now, by `checkpoint.keep_best` as the run file
+    /// says it or, where it does not, as the run had it.
     pub checkpoint: Option<&'a Path>,
     /// Type of the numbers; `None`: the run's precision. f32 and f16 are made of the f32 master weights.
     pub dtype: Option<FileDtype>,
@@ -177,7 +178,11 @@ fn find(run: &Run, named: Option<&Path>) -> Result<(PathBuf, RunState), TrainErr
         });
     };
     let state = checkpoint::look(&dir).map_err(whole)?;
-    let (best, by) = (state.best.step, run.checkpoint.keep_best);
+    let best = state.best.step;
+    let by = match run.checkpoint.keep_best {
+        KeepBest::None if !run.checkpoint.keep_best_given => kept_by(run),
+        by => by,
+    };
     // The best by another measure is not what this run file asks for.
     if by != KeepBest::None && state.best.is_by(by) && best > 0 && best < newest {
         let dir = checkpoint::path_of(&run.output, best);
@@ -187,6 +192,17 @@ fn find(run: &Run, named: Option<&Path>) -> Result<(PathBuf, RunState), TrainErr
         }
     }
     Ok((dir, state))
+}
+
+/// By what the run at the output kept its best checkpoint, which the run file may not say: `run.json` does.
+fn kept_by(run: &Run) -> KeepBest {
+    let said = lowtide_files::read_json(&run.output.join(RUN), lowtide_files::SMALL);
+    let said = said.unwrap_or(serde_json::Value::Null);
+    let word = said["checkpoint"]["keep_best"].as_str();
+    let all = [KeepBest::Loss, KeepBest::Accuracy, KeepBest::ExactMatch];
+    all.into_iter()
+        .find(|by| word == Some(by.word()))
+        .unwrap_or(KeepBest::None)
 }
 
 /// Refuses a checkpoint of another model.
