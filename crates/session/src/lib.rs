@@ -24,7 +24,7 @@ pub use error::SessionError;
 pub use hold::{NoSnapshot, Snapshot, can_hold, reads_device, staging_of_reader};
 pub use homes::Homes;
 pub use outcome::Outcome;
-pub use ranks::{Group, rank_folder};
+pub use ranks::{Group, RANKS, rank_folder};
 pub use requests::Requests;
 pub use resume::committed_by_all;
 pub use session::{DiskChoice, Session, SessionOptions};

@@ -1,5 +1,6 @@
 //! The ranks of a session: each runs the same plan, on its own memory and its own share of every batch.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +10,16 @@ use lowtide_device::comm::{Comm, CommError, Party, Threads, way};
 use lowtide_device::cuda::{Gpu, NcclComm};
 use lowtide_executor::{ExecError, Runner};
 use lowtide_planner::Plan;
+use lowtide_tiers::Scratch;
 
 use crate::apart::Remote;
 use crate::engine::Engine;
 use crate::homes::Reach;
 use crate::session::{DiskChoice, SessionOptions};
 use crate::step::{Place, supervised};
+
+/// The most ranks that train together, as the key `gpus` has it.
+pub const RANKS: usize = 16;
 
 /// The devices of a plan of several ranks, and the way between them.
 #[derive(Clone, Debug, Default)]
@@ -121,6 +126,26 @@ pub fn rank_folder(dir: &Path, rank: usize) -> PathBuf {
     dir.join(format!("rank-{rank}"))
 }
 
+/// Every folder of these drives in which a run of whatever number of ranks has extents, but for those of `ranks`.
+pub(crate) fn folders_of_others(dirs: &[PathBuf], ranks: Range<usize>) -> Vec<PathBuf> {
+    let others = (0..RANKS).filter(|rank| !ranks.contains(rank));
+    let of = |dir: &PathBuf| {
+        let of_ranks = others.clone().map(|rank| rank_folder(dir, rank));
+        std::iter::once(dir.clone())
+            .chain(of_ranks)
+            .collect::<Vec<_>>()
+    };
+    dirs.iter().flat_map(of).collect()
+}
+
+/// Removes the state files that killed runs have left in these folders and nobody asked to keep. What somebody has now
+/// stays; what cannot be removed does no harm.
+pub(crate) fn sweep(folders: &[PathBuf]) {
+    for folder in folders {
+        let _ = Scratch::sweep(folder);
+    }
+}
+
 /// Where a rank's extents go: of several each has folders of its own, in those given.
 pub(crate) fn disk_of(choice: &DiskChoice, rank: usize) -> DiskChoice {
     let own = |drives: &[(PathBuf, f64)]| {
@@ -152,6 +177,8 @@ pub(crate) struct Ranks {
     pub here: Vec<Rank>,
     /// Those behind them.
     pub there: Vec<Arc<Remote>>,
+    /// How many of all are on the first one's host.
+    pub near: usize,
     /// Gradients add up in a tree: micro-batches go to ranks one by one.
     pub in_a_tree: bool,
 }
@@ -312,6 +339,9 @@ impl Drop for Ranks {
 
 #[cfg(test)]
 mod tests {
+    use lowtide_tiers::{DirLock, Disk, DiskConfig, state_path};
+    use lowtide_units::Bytes;
+
     use super::*;
 
     #[test]
@@ -326,5 +356,45 @@ mod tests {
         assert_eq!(of(16, 2), [(16, 0), (16, 16)].repeat(8));
         // More ranks than threads.
         assert_eq!(threads_of(1, 3, 4), (1, 3));
+    }
+
+    /// A state file in `dir`, as a process that was killed leaves it: nobody has it.
+    fn left(dir: &Path) -> PathBuf {
+        std::fs::create_dir_all(dir).expect("made");
+        let own = tempfile::tempdir().expect("a folder");
+        let config = DiskConfig::new([(own.path().to_owned(), 1.0)]);
+        let config = config.fit(Bytes(lowtide_tiers::ALIGN)).expect("small");
+        let disk = Disk::open(&config, None).expect("opened");
+        disk.publish().expect("its name");
+        let path = state_path(dir);
+        std::fs::copy(state_path(own.path()), &path).expect("copied");
+        path
+    }
+
+    #[test]
+    fn state_files_of_killed_ranks_go_and_those_of_the_hosts_ranks_stay() {
+        let drives = tempfile::tempdir().expect("a folder");
+        let drives = ["a", "b"].map(|name| drives.path().join(name));
+        let all = |drive: &PathBuf| {
+            let ranks = [0, 2, 3, 5, RANKS - 1].map(|rank| left(&rank_folder(drive, rank)));
+            (left(drive), ranks)
+        };
+        let all = drives.each_ref().map(all);
+        // Of four ranks on two hosts, those of the second one.
+        let folders = folders_of_others(&drives, 2..4);
+        let somebody = DirLock::take(&rank_folder(&drives[1], 5)).expect("free");
+        sweep(&folders);
+        for (i, (alone, [first, own, other, more, last])) in all.iter().enumerate() {
+            let gone = [alone, first, last].map(|path| path.exists());
+            assert_eq!(gone, [false; 3], "{i}");
+            assert!(own.exists() && other.exists(), "{i}");
+            assert_eq!(more.exists(), i == 1, "who has its folder");
+        }
+        drop(somebody);
+        // What is none of a run's stays.
+        let note = rank_folder(&drives[0], 0).join("note");
+        std::fs::write(&note, "mine").expect("written");
+        sweep(&folders);
+        assert!(note.exists() && !all[1].1[3].exists());
     }
 }

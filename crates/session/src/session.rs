@@ -353,6 +353,7 @@ impl Session {
             ranks: Ranks {
                 here: opened,
                 there: group.there,
+                near,
                 in_a_tree: decoder.workload().leaves > 1,
             },
             decoder,
@@ -624,14 +625,17 @@ impl Session {
         self.disks().try_for_each(Disk::publish)
     }
 
-    /// The state file of each drive, of every rank.
+    /// The state file of each drive, of every rank of this host. Another host may have files of the same names, which
+    /// are other files.
     #[must_use]
     pub fn disk_paths(&self) -> Vec<PathBuf> {
         let paths = self.disks().flat_map(Disk::paths);
         let mut all: Vec<PathBuf> = paths.map(Path::to_owned).collect();
         let first = self.disks().next().into_iter().flat_map(Disk::paths);
-        // Those of ranks elsewhere are named as the first one's.
-        for (path, remote) in first.flat_map(|p| self.ranks.there.iter().map(move |r| (p, r))) {
+        // Those of ranks in other processes are named as the first one's.
+        let near = self.ranks.near;
+        let there = self.ranks.there.iter().filter(|r| r.rank() < near);
+        for (path, remote) in first.flat_map(|p| there.clone().map(move |r| (p, r))) {
             let dir = path.parent().and_then(Path::parent);
             if let (Some(dir), Some(name)) = (dir, path.file_name()) {
                 all.push(rank_folder(dir, remote.rank()).join(name));

@@ -14,7 +14,7 @@ use lowtide_device::comm::{
 use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
 use lowtide_executor::ExecError;
 use lowtide_measure::{NetTimes, RankWork};
-use lowtide_session::{Group, Remote, Requests, serve};
+use lowtide_session::{Group, RANKS, Remote, Requests, serve};
 use lowtide_units::Bytes;
 use serde_json::{Value, json};
 
@@ -30,8 +30,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_secs(5);
 /// How often it is looked whether this process was asked something.
 const LOOK: Duration = Duration::from_millis(100);
-/// The most ranks that may be, as the key `gpus` has it.
-pub(crate) const RANKS: usize = 16;
 
 /// What a launcher says of this process: one of several ranks, on one host or spread evenly over several.
 #[derive(Clone, Debug, PartialEq, Eq)]

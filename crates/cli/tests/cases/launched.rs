@@ -653,3 +653,60 @@ fn ranks_of_several_hosts_give_the_bits_of_one_host() {
     first.refused(&["cannot be met", "in use", "LOWTIDE_PORT"]);
     assert!(!scratch.at("never").exists());
 }
+
+/// Ranks whose processes each have a drive of their own by the same name, as on hosts of their own: what killed ranks
+/// have left on any of them goes when the next start has loaded everything.
+#[test]
+fn every_host_gives_up_what_killed_ranks_have_left_there() {
+    let scratch = scratch();
+    let file = scratch.at("run.yaml").display().to_string();
+    let drive = "budget.disk=[{dir: /proc/self/cwd/drive, size: 64MiB}]";
+    let of = |host: usize, output: &str, sets: &[&str]| {
+        let output = format!("output={}", scratch.at(output).display());
+        let mut args = vec!["train", &file, "--set", drive, "--set", &output];
+        for set in sets {
+            args.extend(["--set", set]);
+        }
+        let mut command = scratch.command(&args);
+        let folder = scratch.at(&format!("host-{host}"));
+        std::fs::create_dir_all(folder.join("drive")).expect("a folder");
+        command.current_dir(folder);
+        command
+    };
+    let endless = ["train.steps=20000", "log.every_steps=1"];
+    for host in [0, 1] {
+        // Both of its ranks, of a run of that host alone.
+        let port = port();
+        let start = |r| {
+            let mut command = of(host, "killed", &endless);
+            by_torchrun(&mut command, &port, r, 2);
+            Going::start(command)
+        };
+        let all = [start(0), start(1)];
+        let begin = Instant::now();
+        while recorded(&scratch, "killed") < 2 {
+            assert!(begin.elapsed() < Duration::from_secs(120), "no step");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        all.iter().for_each(|rank| rank.signal("KILL"));
+        drop(all);
+        std::fs::remove_dir_all(scratch.at("killed")).expect("its output");
+    }
+    let left = |host: usize| -> Vec<String> {
+        let drive = scratch.at(&format!("host-{host}/drive"));
+        let ranks = [0, 1].map(|rank| drive.join(format!("rank-{rank}")));
+        let files = ranks.iter().filter_map(|dir| std::fs::read_dir(dir).ok());
+        let files = files.flatten().map(|e| e.expect("readable").path());
+        files.map(|path| path.display().to_string()).collect()
+    };
+    assert!([0, 1].iter().all(|&host| left(host).len() >= 2), "planted");
+    let port = free_port();
+    let start = |r| {
+        let mut command = of(r, "next", &[]);
+        on_host(&mut command, port, r, 2, 1);
+        Going::start(command)
+    };
+    let all = [start(0), start(1)];
+    all.into_iter().for_each(|rank| _ = rank.end().fine());
+    assert_eq!((left(0), left(1)), (Vec::new(), Vec::new()));
+}

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::wire::{Call, Fault, Opening, get, put};
 use crate::error::SessionError;
 use crate::homes::{Homes, Reach};
-use crate::ranks::{Rank, rank_folder, threads_before};
+use crate::ranks::{Rank, folders_of_others, rank_folder, sweep, threads_before};
 use crate::session::{config_of, open_rank, set_clip, synchronous};
 
 /// Longest read of a slot at once.
@@ -28,6 +28,8 @@ struct Seat {
     at: Rank,
     decoder: Arc<Decoder>,
     plan: Arc<Plan>,
+    /// Of another host's first rank: the folders of its drives in which no rank of that host has state files.
+    unused: Vec<PathBuf>,
     /// Last: empty when the state files are closed.
     _made: MadeDirs,
 }
@@ -73,8 +75,9 @@ impl Seat {
         let mut made = MadeDirs::default();
         let need = plan.tier(Tier::Disk).planned_bytes;
         let config = config_of(&disk, need, &mut made)?;
-        // The first rank's process has looked at its own host for all ranks there; on each other one its first does.
-        if rank >= of_host && rank.is_multiple_of(of_host) {
+        // The first rank's process looks after its own host for all ranks there; on each other one its first does.
+        let leads = rank >= of_host && rank.is_multiple_of(of_host);
+        if leads {
             let mut arenas = plan.tier(Tier::Host).planned_bytes;
             if gpu.is_none() {
                 arenas += plan.tier(Tier::Device).planned_bytes;
@@ -86,6 +89,10 @@ impl Seat {
             at: open_rank(decoder, &plan, clip, rank, options, (disk, config))?,
             decoder: Arc::clone(decoder),
             plan,
+            unused: match leads {
+                true => folders_of_others(dirs, rank..rank + of_host),
+                false => Vec::new(),
+            },
             _made: made,
         })
     }
@@ -135,6 +142,8 @@ impl Seat {
                 if let Some(disk) = self.at.runner.disk() {
                     disk.publish()?;
                 }
+                // Everything has been loaded: what killed runs have left here is nobody's any more.
+                sweep(&self.unused);
             }
             Call::Discard => {
                 if let Some(disk) = self.at.runner.disk() {

@@ -17,14 +17,13 @@ use super::change::changes;
 use super::journal::Journal;
 use crate::checkpoint::{self, Change, RunState};
 use crate::error::TrainError;
-use crate::launch::RANKS;
 use crate::open::{disk_of, load_with, open_on};
 use crate::output::Output;
 use crate::paths;
 use crate::planning::{Planned, directories_of, pins_of};
 use crate::projectors::Projectors;
 use lowtide_data::Batches;
-use lowtide_session::{DiskChoice, Session, rank_folder};
+use lowtide_session::{DiskChoice, RANKS, Session, rank_folder};
 
 /// Where a run resumes from.
 #[derive(Debug)]

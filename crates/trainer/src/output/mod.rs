@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 
 use lowtide_config::Run;
 use lowtide_report::{PAGE, REPORT};
-use lowtide_session::rank_folder;
+use lowtide_session::{RANKS, rank_folder};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::error::{PathProblem, TrainError};
-use crate::launch::RANKS;
 use folder::{Folder, Found, Moved};
 use mark::{Branch, Holds, Kept, MARK, Mark};
 use replace::Shelf;
