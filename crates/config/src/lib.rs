@@ -38,6 +38,7 @@ pub use error::{ConfigError, Place};
 pub use import::{Imported, axolotl_keys, import_axolotl, import_axolotl_file};
 pub use key::{Key, KeyDefault, Kind};
 pub use keys::{KEYS, SECTIONS};
+pub use lowtide_workload::builtin_names as shape_names;
 pub use nearest::nearest;
 pub use run::{
     Budget, Cache, Checkpoint, Clip, Data, DiskBudget, Eval, Fields, Generate, Group, Length, Log,

@@ -65,10 +65,37 @@ fn hub_advice(key: &str, name: &str, why: &HubProblem) -> Vec<String> {
     }
 }
 
+/// How a plan is had without a model that is not there.
+fn without_model(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name).to_lowercase();
+    let shapes = lowtide_config::shape_names().into_iter();
+    match shapes.filter(|shape| last.starts_with(shape)).max_by_key(|shape| shape.len()) {
+        Some(shape) => format!(
+            "lowtide plan and bench step need no files of it: --set model.shape={shape}; --machine FILE plans for \
+             another machine"
+        ),
+        None => "lowtide plan and bench step need its config.json alone: --set model.config=FILE; --machine FILE plans \
+                 for another machine"
+            .to_owned(),
+    }
+}
+
 /// What to do about a path that a key names.
 pub fn advice(key: &str, problem: &PathProblem) -> Vec<String> {
     match (key, problem) {
-        (_, PathProblem::Hub { name, why }) => hub_advice(key, name, why),
+        (_, PathProblem::Hub { name, why }) => {
+            let mut all = hub_advice(key, name, why);
+            // What cannot be had here.
+            let away = matches!(
+                why,
+                HubProblem::NoCache
+                    | HubProblem::Offline { .. }
+                    | HubProblem::NoProgram { .. }
+                    | HubProblem::Failed { .. }
+            );
+            all.extend((key == "model.path" && away).then(|| without_model(name)));
+            all
+        }
         ("model.path", PathProblem::Missing) => vec![
             RELATIVE.to_owned(),
             "or give a name on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION".to_owned(),

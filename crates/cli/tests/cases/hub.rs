@@ -315,8 +315,17 @@ fn what_cannot_be_had_is_told_with_what_to_do() {
             "neither hf nor huggingface-cli",
             "pip install",
             "hf download org/name --revision main --local-dir DIR",
+            "lowtide plan and bench step need its config.json alone: --set model.config=FILE",
         ]);
     }
+    // A plan of a recipe needs no network.
+    let named = "model.path=Qwen/Qwen2.5-0.5B-Instruct";
+    let plan = ["plan", "run.yaml", "--set", named];
+    let words = [
+        "need no files of it: --set model.shape=qwen2.5-0.5b;",
+        "--machine FILE",
+    ];
+    run(&scratch, &plan, &[]).refused(&words);
     let offline = [("TRANSFORMERS_OFFLINE", "1")];
     run(&scratch, TRAIN, &offline).refused(&["has no revision main", "HF_HUB_OFFLINE"]);
     // An hf that says nothing and brings nothing, as one without a network does where a part is there.
