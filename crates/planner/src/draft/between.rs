@@ -1,6 +1,8 @@
 //! What holds the rounds of a batch together: homes for what stays between two of them, inputs that are
 //! loaded again, losses that are handed on.
 
+use lowtide_units::Id;
+
 use super::*;
 use crate::plan::gradients_of_outputs;
 use crate::program::sharing;
@@ -51,7 +53,8 @@ impl Emitter<'_> {
             Tensor::Local(u, i, m) => {
                 let k = self.homes.late_tensors.iter().position(|&t| t == (u, i))?;
                 let at = k * self.w.batch.accumulate as usize + m as usize;
-                ids(&self.homes.late).nth(at)
+                let slot = SlotId::new(self.homes.late.start.idx() + at);
+                self.homes.late.contains(&slot).then_some(slot)
             }
             _ => None,
         }

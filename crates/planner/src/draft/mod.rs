@@ -26,6 +26,7 @@ use updates::UpdateQueue;
 mod agenda;
 mod between;
 mod emit;
+mod heights;
 mod lives;
 mod rates;
 mod slots;

@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 
 use super::agenda::{Agenda, Lists, first_use_table};
+use super::heights::Heights;
 use super::*;
 use crate::choice::Ahead;
 use crate::program::Window;
@@ -225,24 +226,29 @@ fn latest(jobs: &mut [Job], times: &Times) {
 /// larger may be ahead by itself.
 fn bound(jobs: &mut [&mut Job], most: u64, alone: bool, times: &Times) {
     jobs.sort_by(|a, b| a.at.cmp(&b.at).then(a.key.total_cmp(&b.key)));
-    // Bytes that stand ahead, and until which operation.
-    let mut ahead: Vec<(usize, u64)> = Vec::new();
+    // Bytes that stand ahead, by the operation until which they do.
+    let mut ahead: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut taken = 0;
     for job in jobs {
-        ahead.retain(|&(until, _)| until > job.at);
-        let mut taken: u64 = ahead.iter().map(|a| a.1).sum();
+        while let Some(first) = ahead.first_entry().filter(|e| *e.key() <= job.at) {
+            taken -= first.remove();
+        }
         let fits = |taken: u64| taken + job.bytes <= most || (alone && taken == 0);
         if !fits(taken) {
-            ahead.sort_unstable();
-            let freed = ahead.iter().take_while(|a| a.0 < job.by);
-            let until = freed.into_iter().find_map(|&(until, bytes)| {
-                taken -= bytes;
-                fits(taken).then_some(until)
+            // From the back, since no more than `most` bytes are passed: a batch may have very many behind.
+            let mut left = 0;
+            let freed = ahead.iter().rev().map_while(|(&until, &bytes)| {
+                let behind = left;
+                left += bytes;
+                fits(behind).then_some(until)
             });
+            let until = freed.filter(|&until| until < job.by).last();
             job.at = until.unwrap_or(job.by);
             job.key = job.key.max(times.starts[job.at]);
         }
         if job.at < job.by {
-            ahead.push((job.by, job.bytes));
+            *ahead.entry(job.by).or_default() += job.bytes;
+            taken += job.bytes;
         }
     }
 }
@@ -250,18 +256,23 @@ fn bound(jobs: &mut [&mut Job], most: u64, alone: bool, times: &Times) {
 /// Places each job as far ahead of its use as it wants to be, as long as no more than `most` bytes are taken; the
 /// earliest deadline comes first.
 fn fill(jobs: &mut [&mut Job], taken: &mut [u64], most: u64, times: &Times) {
+    if jobs.is_empty() {
+        return;
+    }
     jobs.sort_by(|a, b| a.by.cmp(&b.by).then(a.key.total_cmp(&b.key)));
+    let mut heights = Heights::new(taken);
     for job in jobs {
-        let room = taken[job.at..job.by].iter().rev();
-        let ahead = room.take_while(|&&t| t + job.bytes <= most).count();
-        if job.by - ahead > job.at {
-            job.at = job.by - ahead;
+        let full = match most.checked_sub(job.bytes) {
+            Some(room) => heights.last_above(job.at..job.by, room),
+            None => job.by.checked_sub(1),
+        };
+        if let Some(full) = full.filter(|&full| full >= job.at) {
+            job.at = full + 1;
             job.key = job.key.max(times.starts[job.at]);
         }
-        for t in &mut taken[job.at..job.by] {
-            *t += job.bytes;
-        }
+        heights.add(job.at..job.by, job.bytes);
     }
+    heights.write(taken);
 }
 
 /// What copies are placed by.

@@ -47,6 +47,7 @@ mod ladder;
 pub mod links;
 mod mix;
 pub mod outlook;
+mod shorter;
 #[cfg(test)]
 mod spill_tests;
 mod starts;
@@ -246,6 +247,9 @@ struct Found {
 /// Searches, where drives reach the device twice: what is ahead of its use, and so what fits, differs with the memory
 /// that transfers pass. Where it is no faster, transfers pass the host.
 fn found(r: &Request<'_>) -> Result<Found, PlanError> {
+    if let Some(found) = shorter::best(r) {
+        return Ok(found);
+    }
     let with = |direct: Direct| {
         let (knobs, seen) = (Knobs::new(r, direct), Seen::default());
         let best = Search::new(*r, &knobs, &seen).best()?;

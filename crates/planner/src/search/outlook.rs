@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::climb::Candidate;
 use super::links::{Faster, faster};
 use super::mix::{Count, Knobs, Mix, pinned_ahead};
-use super::{Found, PlanError, Request, Search, Seen, busy_of, found, joined, timed_parts};
+use super::{
+    Found, PlanError, Request, Search, Seen, busy_of, found, joined, shorter, timed_parts,
+};
 use crate::choice::{Budgets, Choice, Clip, Direct, LoopOrder};
 use crate::plan::{LaneKind, Plan, Tier};
 
@@ -156,7 +158,11 @@ const TOLD: usize = 3;
 /// Work for each question: a fraction of what the plan itself was worth.
 const WORK: u64 = 30_000;
 
-/// Plans a request and looks around it: as [`super::plan`], and what other choices and budgets would give.
+/// Tasks of a steady step's parts up to which anything is asked: of more, each look takes seconds.
+const LARGE: usize = 200_000;
+
+/// Plans a request and looks around it: as [`super::plan`], and what other choices and budgets would give (of
+/// a plan of very many tasks nothing is asked).
 /// `more` are the workloads of the same model at other accumulations, with how many micro-batches.
 ///
 /// # Errors
@@ -168,6 +174,11 @@ pub fn plan_with_outlook(
     let Found { knobs, seen, best } = found(r)?;
     let search = Search::new(*r, &knobs, &seen);
     let made = search.made(&best)?;
+    let steady = made.rounds().steady().into_iter();
+    let tasks: usize = steady.map(|(part, _)| made.part(part).len()).sum();
+    if tasks > LARGE {
+        return Ok((made, Default::default()));
+    }
     let known = seen.share();
     let look = || Seen::knowing(Arc::clone(&known));
     let outlook = std::thread::scope(|scope| {
@@ -433,7 +444,10 @@ fn suggestions(
         ask(Change::ClipPrevious, Request { clip, ..*r });
     }
     for &(accumulate, workload) in more {
-        ask(Change::Accumulate(accumulate), Request { workload, ..*r });
+        let request = Request { workload, ..*r };
+        if shorter::looked_at(&request).is_none() {
+            ask(Change::Accumulate(accumulate), request);
+        }
     }
     found.sort_by(|a, b| b.tokens_per_second.total_cmp(&a.tokens_per_second));
     found
