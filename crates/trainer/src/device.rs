@@ -91,7 +91,9 @@ pub(crate) fn open_with(
         if run.hosts > 1 {
             device.note += &format!(", {} on each of {} hosts", run.gpus_of_host(), run.hosts);
         }
-        device.group = Some(others.group());
+        let group = others.group();
+        launch::same_attention(&device, &group)?;
+        device.group = Some(group);
         return Ok(device);
     }
     let gpu = match run.device {

@@ -1,5 +1,7 @@
 //! Ranks that a launcher starts as processes of their own (`torchrun`, `srun`): which one this process is, how they
 //! come together, and what those do that are not the first.
+//!
+//! One file because what ranks say when they meet, and ask each other later, has an end here and one there.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +15,7 @@ use lowtide_device::comm::{
 };
 use lowtide_device::cuda::{CudaError, Gpu, NcclComm};
 use lowtide_executor::ExecError;
+use lowtide_kernels::attention::Engine;
 use lowtide_measure::{NetTimes, RankWork};
 use lowtide_session::{Group, RANKS, Remote, Requests, serve};
 use lowtide_units::Bytes;
@@ -67,6 +70,7 @@ impl Launch {
             let gpu = gpu_of(run, self.local).map_err(|e| e.to_string())?;
             Ok((run, gpu))
         });
+        let version = version();
         let own = match &run {
             Ok((run, gpu)) => {
                 let gpu = gpu.as_ref().map(|gpu| json!([gpu.name(), gpu.bus()]));
@@ -75,9 +79,9 @@ impl Launch {
                     self.hosts,
                     self.world.rank - self.local.min(self.world.rank)
                 ]);
-                json!({ "version": VERSION, "run": run, "gpu": gpu, "host": host })
+                json!({ "version": version, "run": run, "gpu": gpu, "host": host })
             }
-            Err(why) => json!({ "version": VERSION, "error": why }),
+            Err(why) => json!({ "version": version, "error": why }),
         };
         let meeting = Meeting {
             far: self.far.clone(),
@@ -178,7 +182,20 @@ fn apart(all: &[Value]) -> Result<(), String> {
     Ok(())
 }
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The version of this program, and by a hash of its file which build of it: two builds of one version may compute
+/// other bits, and have other calls for each other.
+fn version() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let hash = || {
+        let mut hash = blake3::Hasher::new();
+        hash.update_reader(std::fs::File::open("/proc/self/exe")?)?;
+        Ok::<_, std::io::Error>(hash.finalize())
+    };
+    match hash() {
+        Ok(hash) => format!("{version} (build {})", &hash.to_hex()[..12]),
+        Err(_) => version.to_owned(),
+    }
+}
 
 /// Refuses ranks that are not dealt to hosts in order, as many to each. What each says is the number of hosts, and the
 /// first rank of its own.
@@ -340,6 +357,34 @@ pub(crate) fn least_of_others(device: &Device) -> Result<Option<(Bytes, Bytes)>,
     Ok(least)
 }
 
+/// Refuses ranks that would compute attention by other kernels than the first one, as where a host lacks cuDNN.
+pub(crate) fn same_attention(device: &Device, group: &Group) -> Result<(), TrainError> {
+    let own = attention_of(device);
+    for remote in &group.there {
+        let other: String = remote.ask(json!("attention"))?;
+        attention_is(remote.rank(), own, &other).map_err(MeetError::Refused)?;
+    }
+    Ok(())
+}
+
+/// Who computes a rank's attention, for people.
+fn attention_of(device: &Device) -> &'static str {
+    match device.target.attention {
+        Engine::Own => "own kernels",
+        Engine::Cudnn => "cuDNN",
+    }
+}
+
+/// Whether another rank computes attention as the first one does.
+fn attention_is(rank: usize, own: &str, other: &str) -> Result<(), String> {
+    match own == other {
+        true => Ok(()),
+        false => Err(format!(
+            "rank {rank} would compute attention by {other}, rank 0 by {own}: the GPU libraries of their hosts differ"
+        )),
+    }
+}
+
 /// What ranks exchange, measured by all at once.
 pub(crate) fn net_times(group: &Group, work: RankWork) -> Result<NetTimes, TrainError> {
     std::thread::scope(|scope| {
@@ -406,6 +451,7 @@ pub fn follow(run: &Run, met: &Met, requests: &Requests) -> Result<Option<i32>, 
                 let times = NetTimes::of(&gpus, &comms, work_of(run)).map_err(|e| e.to_string())?;
                 Ok(json!(times))
             }
+            Some("attention") => Ok(json!(attention_of(&device))),
             Some("memory") => {
                 let held = Held::now();
                 Ok(json!([held.now, held.most]))

@@ -247,6 +247,29 @@ fn ranks_that_disagree_all_say_the_same() {
     let told = two([&[], &["train.nothing=1"]], [2, 2]);
     told[1].refused(&["error: --set train.nothing=1", "nothing"]);
     told[0].refused(&["rank 1: ", "train.nothing"]);
+    // Another build of the same version: a file that differs.
+    let port = port();
+    let other = scratch.at("other-lowtide");
+    let mut program = std::fs::read(rank(&scratch, &[]).get_program()).expect("readable");
+    program.push(0);
+    std::fs::write(&other, program).expect("written");
+    let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&other, all).expect("set");
+    let of = |r: usize| {
+        let plain = rank(&scratch, &[]);
+        let mut command = Command::new([plain.get_program(), other.as_os_str()][r]);
+        command.args(plain.get_args()).current_dir(scratch.path());
+        command.env("LOWTIDE_CACHE", scratch.cache());
+        by_torchrun(&mut command, &port, r, 2);
+        Going::start(command)
+    };
+    let all = [of(0), of(1)];
+    for ended in all.map(Going::end) {
+        ended.refused(&["rank 1 is lowtide 0", ", rank 0 lowtide 0"]);
+        let builds: Vec<&str> = ended.err.split("(build ").skip(1).collect();
+        assert_eq!(builds.len(), 2, "{}", ended.err);
+        assert_ne!(builds[0][..12], builds[1][..12], "{}", ended.err);
+    }
     let told = two([&["gpus=4"], &["gpus=4"]], [2, 2]);
     told[0].refused(&["gpus is 4", "2 ranks were started"]);
     // What the first one finds later, too, ends all.

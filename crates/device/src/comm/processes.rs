@@ -585,7 +585,8 @@ impl Meeting {
             calls: Mutex::new(calls),
             word,
             patience: self.patience,
-            _name: listener,
+            // A port is closed when all have come: nobody else is met there, and it is others' again.
+            _name: Some(listener).filter(|_| self.far.is_none()),
         })
     }
 }
@@ -630,8 +631,8 @@ pub struct Party {
     word: Vec<u8>,
     /// How long a rank waits for another one.
     patience: Duration,
-    /// Held while they are together: another process of the same launch cannot be this rank.
-    _name: Listener,
+    /// On one host held while they are together: another process of the same launch cannot be this rank.
+    _name: Option<Listener>,
 }
 
 impl fmt::Debug for Party {

@@ -474,6 +474,9 @@ fn ranks_of_several_hosts_meet_at_a_port() {
     let (said, stay) = strangers.join().expect("no panic");
     let said = String::from_utf8(said.unwrap_or_default()).expect("text");
     drop(stay);
+    // Nobody else is met there while they are together.
+    let late = std::net::TcpStream::connect(("127.0.0.1", port)).expect_err("closed");
+    assert_eq!(late.kind(), std::io::ErrorKind::ConnectionRefused);
     for party in &ranks {
         // A peer that is slow to read is no host that is gone.
         assert_eq!(party.comm.unconfirmed(), [0, 0]);

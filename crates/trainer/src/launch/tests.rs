@@ -249,3 +249,11 @@ fn the_time_that_ranks_wait_for_each_other_is_within_the_watchdogs() {
         assert_eq!(of(Some(value)), Err(text));
     }
 }
+
+#[test]
+fn ranks_that_would_compute_attention_by_other_kernels_are_refused() {
+    assert_eq!(attention_is(1, "cuDNN", "cuDNN"), Ok(()));
+    let why = attention_is(3, "cuDNN", "own kernels").expect_err("differs");
+    let text = "rank 3 would compute attention by own kernels, rank 0 by cuDNN";
+    assert!(why.starts_with(text), "{why}");
+}
