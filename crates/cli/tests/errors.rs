@@ -151,6 +151,9 @@ fn mistakes_are_told_with_what_was_probably_meant() {
             "train.warmup_ratio",
         ],
     );
+    // Who looks at the data hears it, too.
+    warm[0] = "data";
+    refuses(&warm, &["train.warmup_steps is 1000"]);
     let none = [
         "eval",
         quickstart,

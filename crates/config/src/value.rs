@@ -105,6 +105,17 @@ impl Item<'_> {
             Err(_) if special => f64::NAN,
             Err(_) => return Err(self.wrong_type()),
         };
+        // What is written as another number than 0 is none that f64 has.
+        let digits = plain.split(['e', 'E']).next().unwrap_or(&plain);
+        let vanishes = n == 0.0 && digits.contains(|c: char| ('1'..='9').contains(&c));
+        if vanishes {
+            return Err(ConfigError::OutOfRange {
+                at: self.node.at.clone(),
+                key: self.key.to_owned(),
+                found: shortened(text),
+                allowed: "0, or a number from 2.3e-308, the least that f64 has in full".to_owned(),
+            });
+        }
         if n.is_finite() && (low, high).contains(&n) {
             Ok(Value::Number(n))
         } else {

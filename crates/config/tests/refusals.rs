@@ -222,6 +222,11 @@ fn values_beyond_their_limits() {
             "run.yaml:2:10: 'threads' is 99999999999999999999999, out of range; allowed: a whole number from 1 to 4096",
         ),
         (
+            "train: {learning_rate: 1e-400}",
+            "run.yaml:2:24: 'train.learning_rate' is 1e-400, out of range; allowed: 0, or a number from 2.3e-308, the \
+             least that f64 has in full",
+        ),
+        (
             "data: {eval_split: -0.6}",
             "run.yaml:2:20: 'data.eval_split' is -0.6, out of range; allowed: a number from 0 up to 1000000000",
         ),

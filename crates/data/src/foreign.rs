@@ -33,6 +33,8 @@ pub enum ForeignFile {
     LfsPointer,
     /// A text in UTF-16.
     Utf16,
+    /// Lines that end as on old Macintosh systems: with a carriage return alone.
+    CarriageReturns,
 }
 
 impl fmt::Display for ForeignFile {
@@ -46,6 +48,7 @@ impl fmt::Display for ForeignFile {
             Self::Html => "a web page (HTML)",
             Self::LfsPointer => "a Git LFS pointer, not the file itself",
             Self::Utf16 => "a text in UTF-16",
+            Self::CarriageReturns => "a file whose lines end with a carriage return alone",
         })
     }
 }
@@ -82,7 +85,13 @@ fn recognised(head: &[u8]) -> Option<ForeignFile> {
     if let Some((_, what)) = magics.iter().find(|(magic, _)| head.starts_with(magic)) {
         return Some(*what);
     }
+    if is_utf16(head) {
+        return Some(ForeignFile::Utf16);
+    }
     let text = String::from_utf8_lossy(head);
+    if !text.contains('\n') && text.contains("}\r{") {
+        return Some(ForeignFile::CarriageReturns);
+    }
     let text = text.trim_start_matches('\u{feff}').trim_start();
     let line = text.lines().next()?.trim_end();
     match text.chars().next()? {
@@ -100,6 +109,18 @@ fn recognised(head: &[u8]) -> Option<ForeignFile> {
             (cells > 1 && !line.contains(['{', '}'])).then_some(ForeignFile::Csv)
         }
     }
+}
+
+/// Whether a text without a mark at its begin is UTF-16: of the first characters, which are ASCII where records begin,
+/// every second byte is 0.
+fn is_utf16(head: &[u8]) -> bool {
+    let (pairs, _) = head[..head.len().min(32)].as_chunks::<2>();
+    let all = |zero: usize| {
+        pairs
+            .iter()
+            .all(|pair| pair[zero] == 0 && pair[1 - zero] != 0)
+    };
+    pairs.len() >= 2 && (all(0) || all(1))
 }
 
 /// What a record is of that fits no format.

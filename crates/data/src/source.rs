@@ -87,7 +87,10 @@ impl Source {
         let regular = lowtide_files::open_any(path)?;
         let make = Make::of(path);
         if let (Make::Csv | Make::Plain, Some(what)) = (make, foreign::file(path))
-            && !matches!(what, ForeignFile::Csv | ForeignFile::JsonObject)
+            && !matches!(
+                what,
+                ForeignFile::Csv | ForeignFile::JsonObject | ForeignFile::CarriageReturns
+            )
         {
             let path = path.to_owned();
             return Err(DataError::ForeignFile { path, what });

@@ -57,6 +57,8 @@ fn a_file_is_what_it_begins_with_and_is_called() {
     }
     for (name, bytes, what) in [
         ("a.txt", &b"\xff\xfeh\0"[..], "UTF-16"),
+        ("a.txt", b"{\0\"\0t\0\"\0", "UTF-16"),
+        ("a.txt", b"\0{\0\"\0t\0\"", "UTF-16"),
         ("a.csv", b"<!DOCTYPE html><html>", "web page"),
         ("a.csv", b"\x1f\x8b\x08", "compressed"),
         (

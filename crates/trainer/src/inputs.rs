@@ -29,7 +29,7 @@ mod split;
 mod told;
 
 use told::{describe, hash_of, of_set, remark};
-pub(crate) use told::{news_of, steps_line};
+pub(crate) use told::{news_of, steps_line, weak_evaluation};
 
 /// What a run trains and evaluates on.
 #[derive(Debug)]
@@ -281,6 +281,11 @@ fn stream_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainError>
         remark("eval", &data, &mut notes);
         let packed = pack(run, data, false)?;
         describe("eval", &packed, &mut notes);
+        notes.extend(
+            weak_evaluation(run, &packed)
+                .iter()
+                .map(|said| of_set("eval", said)),
+        );
         details.push(hash_of("eval", &packed));
         eval = Some(packed);
     }
@@ -347,6 +352,11 @@ pub fn whole_inputs(run: &Run, tokenizer: &Tokenizer) -> Result<Inputs, TrainErr
     let eval = eval.map(|e| pack(run, e, false)).transpose()?;
     if let Some(eval) = &eval {
         describe("eval", eval, &mut notes);
+        notes.extend(
+            weak_evaluation(run, eval)
+                .iter()
+                .map(|said| of_set("eval", said)),
+        );
     }
     let mut details = vec![hash_of("train", &train)];
     details.extend(eval.as_ref().map(|eval| hash_of("eval", eval)));

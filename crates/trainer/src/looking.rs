@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use lowtide_config::{Length, Run};
+use lowtide_config::{Length, Run, Warmup};
 use lowtide_data::{BatchShape, Packed, Rows, Tokenizer, WINDOW};
 use lowtide_report::data::{DataFile, DataReport, DataSet, Sample, Stretch, histogram, holds};
 
 use crate::classes::names_of;
 use crate::error::TrainError;
-use crate::inputs::{dealing, open_tokenizer, steps_line, whole_inputs};
+use crate::inputs::{dealing, open_tokenizer, steps_line, weak_evaluation, whole_inputs};
 use crate::paths;
 use crate::planning::shape_of;
 
@@ -63,9 +63,21 @@ pub fn data(run: &Run, samples: usize) -> Result<DataReport, TrainError> {
         sets[0]
             .remarks
             .insert(0, line.replacen("train data: ", "", 1));
+        if let (Length::Epochs(epochs), Warmup::Steps(warmup)) =
+            (run.train.length, run.train.schedule.warmup)
+            && warmup > total
+        {
+            return Err(TrainError::WarmUp {
+                warmup,
+                epochs,
+                steps: total,
+            });
+        }
     }
     if let Some(packed) = &inputs.eval {
-        sets.push(look.set("eval", packed, &eval)?);
+        let mut set = look.set("eval", packed, &eval)?;
+        set.remarks.extend(weak_evaluation(run, packed));
+        sets.push(set);
     }
     Ok(DataReport {
         seq: u64::from(run.train.seq),

@@ -147,6 +147,7 @@ pub fn conversion(what: ForeignFile, path: &Path) -> Vec<String> {
             "a download gave a page in place of the file: take the file's own address".to_owned()
         }
         ForeignFile::LfsPointer => "git lfs pull brings the file itself".to_owned(),
+        ForeignFile::CarriageReturns => format!("tr '\\r' '\\n' < {file} > {new}"),
         ForeignFile::Utf16 => format!("iconv -f UTF-16 -t UTF-8 {file} > {new}"),
     };
     vec![text]

@@ -286,6 +286,30 @@ fn a_run_that_goes_on_with_other_evaluation_data_begins_with_the_first_of_these(
     );
 }
 
+/// What an evaluation is of that says little of the model; files that are lines or letters of another kind.
+#[test]
+fn weak_evaluations_and_foreign_lines_are_named() {
+    let case = Scratch::new("eval-split-of-one");
+    let records = case.read("d.jsonl").repeat(8);
+    case.write("d.jsonl", &records);
+    let few = "data.eval_split keeps 1 example, of which a loss says little";
+    let same = "d.jsonl is trained on, too: its loss says how well it is remembered";
+    for (set, words) in [("data.eval_split=0.1", few), ("data.eval=d.jsonl", same)] {
+        let data = case.run(&["data", "run.yaml", "--set", set]);
+        assert!(data.fine().text().contains(words), "{}", data.text());
+        let trained = case.train(&[set, "checkpoint.resume=never"]);
+        let warns = |line: &str| line.starts_with("warning: eval data: ") && line.contains(words);
+        let text = trained.fine().text();
+        assert!(text.lines().any(warns), "{text}");
+    }
+    case.write("d.jsonl", records.replace('\n', "\r"));
+    case.train(&[])
+        .refused(&["carriage return alone", "tr '\\r' '\\n'"]);
+    let wide: Vec<u8> = records.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    case.write("d.jsonl", wide);
+    case.train(&[]).refused(&["UTF-16", "iconv"]);
+}
+
 /// A whole number of `data.eval_split` is one of examples.
 #[test]
 fn so_many_examples_are_kept_for_evaluation() {

@@ -6,6 +6,36 @@ use lowtide_data::{Dataset, Packed, Remarks, Rows};
 /// Fewer steps than these are few for a run of epochs.
 const FEW: u64 = 10;
 
+/// Examples that are few to say how good a model is.
+const FEW_EXAMPLES: u64 = 10;
+
+/// What is said of evaluation data that say little: those that are trained on, and a split of a few examples.
+pub(crate) fn weak_evaluation(run: &Run, eval: &Packed) -> Vec<String> {
+    let train: Vec<_> = (run.data.train.iter())
+        .filter_map(|s| std::fs::canonicalize(&s.path).ok())
+        .collect();
+    let is_trained_on = |path: &&std::path::PathBuf| {
+        std::fs::canonicalize(path).is_ok_and(|path| train.contains(&path))
+    };
+    let both = run.data.eval.iter().filter(is_trained_on);
+    let mut said: Vec<String> = both
+        .map(|path| {
+            format!(
+                "warning: {} is trained on, too: its loss says how well it is remembered, not how good the model is",
+                path.display()
+            )
+        })
+        .collect();
+    let n = eval.data().len() as u64;
+    if run.data.eval.is_empty() && n < FEW_EXAMPLES {
+        let examples = if n == 1 { "example" } else { "examples" };
+        said.push(format!(
+            "warning: data.eval_split keeps {n} {examples}, of which a loss says little"
+        ));
+    }
+    said
+}
+
 /// What an epoch of so many rows is in steps, and the whole run. A row holds several examples, so steps are fewer than
 /// examples let expect. With [`LastBatch::Fill`] an epoch may end within a step.
 pub(crate) fn steps_line(run: &Run, rows: u64, an_epoch: u64, total: u64) -> String {
