@@ -169,6 +169,7 @@ impl<E: Engine> DiskLane<'_, E> {
                 return shared.fail(ExecError::Disk { task, source });
             }
             let s = &f.submission;
+            shared.keep_pace(s.part, f.task, f.start.max(last));
             if shared.options.poison {
                 shared.release(&self.queue, s, f.task);
             }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use lowtide_device::comm::Comm;
 use lowtide_device::cuda::Gpu;
+use lowtide_planner::{PerPart, TaskId};
+use lowtide_units::{List, Seconds};
 
 use crate::trace::Trace;
 
@@ -53,6 +55,9 @@ pub struct Options {
     /// Slots may be read while steps go on ([`Runner::hold`](crate::Runner::hold)): on a stream every task that
     /// writes a persistent slot has events.
     pub holds: bool,
+    /// The least time that each task takes, of every part, where lanes are threads: a machine of stated rates, for
+    /// tests. `None`: none.
+    pub pace: Option<Arc<PerPart<List<TaskId, Seconds>>>>,
 }
 
 impl Default for Options {
@@ -68,6 +73,7 @@ impl Default for Options {
             watchdog: Duration::from_secs(300),
             trace: Trace::NONE,
             holds: false,
+            pace: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lowtide_device::Queue;
 use lowtide_device::cuda::CudaError;
@@ -116,6 +116,7 @@ impl<E: Engine> Shared<E> {
         };
         run_task(&around, task, || self.label(s.part, task_idx))?;
         let Some(streams) = stream else {
+            self.keep_pace(s.part, task_idx, start);
             if self.options.poison {
                 self.release(queue, s, task_idx);
             }
@@ -149,6 +150,14 @@ impl<E: Engine> Shared<E> {
         }
         self.progress.give(lane);
         Ok(())
+    }
+
+    /// Waits until a task has taken the time that it takes at least.
+    pub fn keep_pace(&self, part: PartName, task: TaskId, start: f64) {
+        if let Some(pace) = &self.options.pace {
+            let left = start + pace[part][task].0 - seconds(self.epoch);
+            std::thread::sleep(Duration::from_secs_f64(left.max(0.0)));
+        }
     }
 
     /// Whether each task of a stream is complete before the next is given to it.
