@@ -196,7 +196,6 @@ fn a_plan_takes_the_time_that_the_simulator_says() {
                 break;
             }
         }
-        println!("{name}: {least:.4} s, {says:.4} predicted");
         assert!(least <= says * LATE, "{name}: {least} s, {says} predicted");
         // Lanes that take turns, and lanes that wait for nothing, are far outside of what is allowed.
         let times = |part| alone(&plan, &w, &machine, part);

@@ -312,6 +312,7 @@ impl Session {
                 watchdog: options.watchdog,
                 trace: options.trace,
                 holds: holds(&plan, options.mode, options.snapshots),
+                pace: None,
             };
             all.push(options);
         }
