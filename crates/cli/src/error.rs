@@ -444,6 +444,9 @@ fn advice(e: &TrainError) -> Vec<String> {
             "check the drive; the newest checkpoint is whole (of a durable run the last step too, if \
              its drive can be read), and the same command goes on from it",
         ),
+        TrainError::Exec(ExecError::Stuck { chain, .. }) if ranks::are_in(chain) => {
+            ranks::standstill_advice()
+        }
         TrainError::Exec(ExecError::Panic { .. } | ExecError::Stuck { .. })
         | TrainError::WrongPlan(_) => {
             one("this is a bug in lowtide: please report it with the command and its output")

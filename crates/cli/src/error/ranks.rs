@@ -41,6 +41,20 @@ pub fn advice(e: &CommError) -> Vec<String> {
     }
 }
 
+/// Whether a standstill is one of several ranks: then its tasks are named with them.
+pub fn are_in(chain: &str) -> bool {
+    chain.contains("rank ")
+}
+
+/// What to do about ranks whose lanes stand still, which on GPUs may be the way between them.
+pub fn standstill_advice() -> Vec<String> {
+    vec![
+        "where a lane waits in an exchange, a GPU or the way to it may stand still: NCCL_DEBUG=INFO tells what NCCL does"
+            .to_owned(),
+        "otherwise this is a bug in lowtide: please report it with the command and its output".to_owned(),
+    ]
+}
+
 /// What to do about ranks that did not come together.
 pub fn meeting_advice(e: &MeetError) -> Vec<String> {
     match e {
@@ -75,4 +89,30 @@ pub fn launch_advice() -> Vec<String> {
         "--gpus N starts all ranks of one host in one process; to train without other ranks, unset RANK, WORLD_SIZE and \
          SLURM_PROCID",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use lowtide_trainer::error::{ExecError, TrainError};
+
+    use super::super::help_of;
+
+    #[test]
+    fn a_standstill_of_several_ranks_may_be_the_way_between_them() {
+        let help = |chain: &str| {
+            let chain = chain.to_owned();
+            let seconds = 300;
+            help_of(&TrainError::Exec(ExecError::Stuck { seconds, chain })).join(" ")
+        };
+        let several = help("net runs rank 1: gather weight block 3");
+        assert!(
+            several.contains("NCCL_DEBUG") && several.contains("report"),
+            "{several}"
+        );
+        let one = help("gpu waits with forward block 1 for h2d");
+        assert!(
+            !one.contains("NCCL") && one.contains("bug in lowtide"),
+            "{one}"
+        );
+    }
 }
