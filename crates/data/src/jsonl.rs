@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use lowtide_files::json_words;
+use lowtide_files::{Unique, json_words};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -470,8 +470,8 @@ fn said(
 /// A list that a text has as JSON.
 fn inner_list(field: &str, text: &str) -> Result<Vec<Value>, RecordProblem> {
     match serde_json::from_str(text) {
-        Ok(Value::Array(list)) => Ok(list),
-        Ok(other) => Err(wrong_type(field, "a list", &other)),
+        Ok(Unique(Value::Array(list))) => Ok(list),
+        Ok(Unique(other)) => Err(wrong_type(field, "a list", &other)),
         Err(e) => Err(RecordProblem::InnerJson {
             field: field.to_owned(),
             reason: json_words(&e),
@@ -481,8 +481,8 @@ fn inner_list(field: &str, text: &str) -> Result<Vec<Value>, RecordProblem> {
 
 fn object(line: &str) -> Result<Map<String, Value>, RecordProblem> {
     match serde_json::from_str(line) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(RecordProblem::NotAnObject {
+        Ok(Unique(Value::Object(object))) => Ok(object),
+        Ok(Unique(other)) => Err(RecordProblem::NotAnObject {
             found: type_name(&other),
         }),
         Err(e) => Err(

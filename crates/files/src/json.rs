@@ -137,7 +137,9 @@ pub fn unique_json(text: &[u8]) -> Result<Value, JsonProblem> {
     json_from_slice::<Unique>(text).map(|u| u.0)
 }
 
-struct Unique(Value);
+/// A value as [`unique_json`] reads it, for other readers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unique(pub Value);
 
 impl<'de> Deserialize<'de> for Unique {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

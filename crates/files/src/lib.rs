@@ -15,7 +15,7 @@ pub mod shown;
 
 pub use error::FileError;
 pub use foreign::{Foreign, NotRegular};
-pub use json::{JsonProblem, json_from_slice, json_words, unique_json};
+pub use json::{JsonProblem, Unique, json_from_slice, json_words, unique_json};
 pub use read::{Regular, find, open, open_any, read, read_json, read_text};
 
 /// Most bytes of a `config.json`, a `generation_config.json`, a run file, a machine file or a chat

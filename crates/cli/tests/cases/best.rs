@@ -302,6 +302,20 @@ fn weak_evaluations_and_foreign_lines_are_named() {
         let text = trained.fine().text();
         assert!(text.lines().any(warns), "{text}");
     }
+    // Which of two is meant nobody can say; twice the same is one.
+    let twice = |answer: &str| {
+        let said = format!(
+            "{{\"role\": \"assistant\", \"content\": \"Rabat\", \"content\": \"{answer}\"}}"
+        );
+        format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"x\"}}, {said}]}}\n")
+    };
+    case.write("d.jsonl", twice("Rabat").repeat(4));
+    case.train(&["checkpoint.resume=never"]).fine();
+    case.write("d.jsonl", twice("Fes"));
+    case.train(&[]).refused(&[
+        "d.jsonl:1",
+        "key 'content' is there twice, with different values",
+    ]);
     case.write("d.jsonl", records.replace('\n', "\r"));
     case.train(&[])
         .refused(&["carriage return alone", "tr '\\r' '\\n'"]);
