@@ -1,5 +1,6 @@
-//! What several ranks exchange: bytes alone. One trait, three backends: for the CPU device [`Threads`] of one process
-//! and [`Sockets`] between processes, and [`cuda::NcclComm`](crate::cuda::NcclComm).
+//! What several ranks exchange: bytes alone. One trait, four backends: for the CPU device [`Threads`] of one process
+//! and [`Sockets`] between processes, and for GPUs [`cuda::Copies`](crate::cuda::Copies) of one process that reach each
+//! other's memory and [`cuda::NcclComm`](crate::cuda::NcclComm) for all.
 //!
 //! Every rank makes the same collectives in the same order. A collective moves bytes and computes nothing: sums of
 //! what came are kernels of our own, in the order of ranks, so no library's algorithm decides a bit.
@@ -23,6 +24,7 @@ pub use life::Ask;
 pub use processes::{MeetError, Meeting, Party, Rendezvous};
 pub use sockets::Sockets;
 pub use threads::Threads;
+pub(crate) use threads::{Brought, Meeting as Turn};
 
 use std::fmt;
 use std::sync::Arc;
@@ -90,6 +92,20 @@ impl Collective<'_> {
         shares as u64 * (ranks as u64 - 1)
     }
 
+    /// Where stretch `s` of what rank `peer` brings goes in rank `rank`'s `to`, and where it lies in what that peer
+    /// brings. In an all-to-all `row` are the bytes of `to` that each peer's parts have.
+    pub(crate) fn places(
+        &self,
+        (rank, row): (usize, usize),
+        s: &Stretch,
+        peer: usize,
+    ) -> (usize, usize) {
+        match self.pattern {
+            Pattern::AllGather => (s.whole + peer * s.bytes, s.part),
+            Pattern::AllToAll => (peer * row + s.part, s.whole + rank * s.bytes),
+        }
+    }
+
     /// Bytes of a part at least.
     fn part(&self) -> usize {
         let ends = self.stretches.iter().map(|s| s.part + s.bytes);
@@ -132,7 +148,7 @@ fn places(stretches: &[Stretch]) -> u64 {
 }
 
 /// What all ranks must agree on in a collective, as text; `have` bytes are what this rank brings.
-fn described(collective: &Collective<'_>, have: usize) -> String {
+pub(crate) fn described(collective: &Collective<'_>, have: usize) -> String {
     let shares: usize = collective.stretches.iter().map(|s| s.bytes).sum();
     let (pattern, name) = (collective.pattern, collective.name);
     let places = places(collective.stretches);
@@ -289,6 +305,9 @@ pub trait Comm: Send + Sync + fmt::Debug {
     fn wait(&self, stream: &Stream) -> Result<(), CommError> {
         Ok(stream.synchronize()?)
     }
+
+    /// What moves the bytes, for people.
+    fn by(&self) -> String;
 }
 
 /// The way of a rank to others that are processes of their own: between GPUs, which rank 0 has said where to meet

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lowtide_data::Micro;
 use lowtide_device::comm::{Comm, CommError, Party, Threads, way};
-use lowtide_device::cuda::{Gpu, NcclComm};
+use lowtide_device::cuda::{Copies, Gpu, NcclComm};
 use lowtide_executor::{ExecError, Runner};
 use lowtide_planner::Plan;
 use lowtide_tiers::Scratch;
@@ -65,19 +65,38 @@ impl Group {
         })
     }
 
-    /// A rank on each of these GPUs, which wait for each other no longer than `limit`.
+    /// A rank on each of these GPUs: they copy from each other where each reaches the memory of all others, and NCCL
+    /// exchanges where one does not, or where `LOWTIDE_EXCHANGE=nccl` asks for it. By both ways the same bytes
+    /// arrive. They wait for each other no longer than `limit`.
     ///
     /// # Errors
     /// NCCL is missing, or cannot connect them within the limit.
     pub fn cuda(gpus: Vec<Gpu>, limit: Duration) -> Result<Self, CommError> {
-        let comms = NcclComm::group(&gpus, limit)?.into_iter();
-        let comms = comms.map(|comm| Arc::new(comm) as Arc<dyn Comm>).collect();
-        Ok(Self {
+        if std::env::var_os("LOWTIDE_EXCHANGE").is_none_or(|way| way != "nccl")
+            && let Some(comms) = Copies::group(&gpus, limit)?
+        {
+            return Ok(Self::on_gpus(gpus, comms));
+        }
+        Self::nccl(gpus, limit)
+    }
+
+    /// A rank on each of these GPUs, between which NCCL exchanges. They wait for each other no longer than `limit`.
+    ///
+    /// # Errors
+    /// NCCL is missing, or cannot connect them within the limit.
+    pub fn nccl(gpus: Vec<Gpu>, limit: Duration) -> Result<Self, CommError> {
+        let comms = NcclComm::group(&gpus, limit)?;
+        Ok(Self::on_gpus(gpus, comms))
+    }
+
+    fn on_gpus<C: Comm + 'static>(gpus: Vec<Gpu>, comms: Vec<C>) -> Self {
+        let comms = comms.into_iter();
+        Self {
             gpus,
-            comms,
+            comms: comms.map(|comm| Arc::new(comm) as Arc<dyn Comm>).collect(),
             there: Vec::new(),
             of_host: 0,
-        })
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use lowtide_config as config;
 use lowtide_config::Run;
 use lowtide_device::Make;
-use lowtide_device::cuda::{CudaError, Gpu, NcclComm, Pace};
+use lowtide_device::cuda::{CudaError, Gpu, Pace};
 use lowtide_kernels::attention::{self, Attn, Engine};
 use lowtide_planner::Machine;
 use lowtide_workload::{Batch, Dtype, Mask, ModelShape};
@@ -84,14 +84,14 @@ pub(crate) fn open_with(
 ) -> Result<Device, TrainError> {
     if let Some(others) = others {
         let mut device = of_rank(run, shape, others.gpu())?;
+        let group = others.group();
         if device.gpu.is_some() {
-            device.note = connected(&device.note, run.gpus)?;
+            device.note = connected(&device.note, run.gpus, &group);
         }
         device.note += ", each a process of its own";
         if run.hosts > 1 {
             device.note += &format!(", {} on each of {} hosts", run.gpus_of_host(), run.hosts);
         }
-        let group = others.group();
         launch::same_attention(&device, &group)?;
         device.group = Some(group);
         return Ok(device);
@@ -111,8 +111,9 @@ pub(crate) fn open_with(
     };
     let mut device = on_gpu(run, shape, &gpu);
     if run.gpus > 1 {
-        device.group = Some(group(&gpu, run.gpus)?);
-        device.note = connected(&device.note, run.gpus)?;
+        let group = group(&gpu, run.gpus)?;
+        device.note = connected(&device.note, run.gpus, &group);
+        device.group = Some(group);
     }
     Ok(device)
 }
@@ -129,10 +130,9 @@ pub(crate) fn of_rank(
     }
 }
 
-/// A note on so many GPUs that NCCL connects.
-fn connected(note: &str, gpus: u32) -> Result<String, TrainError> {
-    let version = NcclComm::version()?;
-    Ok(format!("{note}; {gpus} of them, NCCL {version}"))
+/// A note on so many GPUs, and what moves bytes between them.
+fn connected(note: &str, gpus: u32, group: &Group) -> String {
+    format!("{note}; {gpus} of them, {}", group.comms[0].by())
 }
 
 /// A run's device on this GPU alone.

@@ -91,4 +91,8 @@ impl Comm for Faulty {
     fn wait(&self, stream: &Stream) -> Result<(), CommError> {
         self.inner.wait(stream)
     }
+
+    fn by(&self) -> String {
+        self.inner.by()
+    }
 }

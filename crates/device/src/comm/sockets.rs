@@ -258,4 +258,8 @@ impl Comm for Sockets {
     fn stopped(&self) -> Option<CommError> {
         self.life.ended()
     }
+
+    fn by(&self) -> String {
+        "sockets".to_owned()
+    }
 }

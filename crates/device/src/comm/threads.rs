@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Collective, Comm, CommError, Pattern, World, described};
+use super::{Collective, Comm, CommError, World, described};
 use crate::Queue;
 use crate::view::{Dst, Src};
 
@@ -16,9 +16,11 @@ pub struct Threads {
 
 /// Where a rank's bytes are while it waits for the others.
 #[derive(Clone, Copy, Debug)]
-struct Brought {
-    address: usize,
-    bytes: usize,
+pub(crate) struct Brought {
+    /// Of the host's memory, or of the rank's device.
+    pub address: usize,
+    /// Bytes that lie there.
+    pub bytes: usize,
 }
 
 impl Brought {
@@ -32,7 +34,7 @@ impl Brought {
 
 /// Where the threads of one collective wait for each other; the next one uses it again.
 #[derive(Debug)]
-struct Meeting {
+pub(crate) struct Meeting {
     here: Mutex<Here>,
     changed: Condvar,
     limit: Duration,
@@ -53,16 +55,7 @@ impl Threads {
     /// So many ranks, in order. One that does not come within `limit` is an error of those that wait for it.
     #[must_use]
     pub fn group(ranks: usize, limit: Duration) -> Vec<Self> {
-        let meeting = Arc::new(Meeting {
-            here: Mutex::new(Here {
-                number: 0,
-                ranks: vec![None; ranks],
-                gone: 0,
-                failed: None,
-            }),
-            changed: Condvar::new(),
-            limit,
-        });
+        let meeting = Arc::new(Meeting::new(ranks, limit));
         let of = |rank| Self {
             rank,
             meeting: Arc::clone(&meeting),
@@ -72,6 +65,31 @@ impl Threads {
 }
 
 impl Meeting {
+    /// Of so many ranks, each of which is waited for as long as `limit`.
+    pub fn new(ranks: usize, limit: Duration) -> Self {
+        Self {
+            here: Mutex::new(Here {
+                number: 0,
+                ranks: vec![None; ranks],
+                gone: 0,
+                failed: None,
+            }),
+            changed: Condvar::new(),
+            limit,
+        }
+    }
+
+    /// Rank `rank` makes no collectives any more: whoever waits for it gets an error.
+    pub fn stop(&self, rank: usize, why: &str) {
+        let why = why.to_owned();
+        self.fail(self.lock(), CommError::Stopped { rank, why });
+    }
+
+    /// Why nobody meets here any more, if so.
+    pub fn stopped(&self) -> Option<CommError> {
+        self.lock().failed.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Here> {
         self.here.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -114,13 +132,13 @@ impl Meeting {
 
     /// Brings bytes, and lets `take` have those of all ranks. When all are there none returns before all have taken
     /// what they need: nobody's bytes go while another one reads them. That wait needs no limit: taking is copying of
-    /// the host's memory, and a rank that panics at it counts as gone, too.
-    fn meet(
+    /// the host's memory, or giving copies to a stream, and a rank that panics at it counts as gone, too.
+    pub fn meet(
         &self,
         rank: usize,
         what: String,
-        bytes: &[u8],
-        take: impl FnOnce(&[&[u8]]),
+        brought: Brought,
+        take: impl FnOnce(&[Brought]),
     ) -> Result<(), CommError> {
         let mut here = self.lock();
         if let Some(error) = &here.failed {
@@ -138,10 +156,6 @@ impl Meeting {
             };
             return Err(self.fail(here, error));
         }
-        let brought = Brought {
-            address: bytes.as_ptr() as usize,
-            bytes: bytes.len(),
-        };
         here.ranks[rank] = Some((what.clone(), brought));
         self.changed.notify_all();
         let here = self.until(here, &what, |h| h.ranks.iter().all(Option::is_some))?;
@@ -152,8 +166,6 @@ impl Meeting {
             rank,
         };
         drop(here);
-        // SAFETY: this rank has not gone yet, so none has.
-        let all: Vec<&[u8]> = all.into_iter().map(|b| unsafe { b.read() }).collect();
         take(&all);
         drop(leaves);
         match &self.lock().failed {
@@ -211,17 +223,20 @@ impl Comm for Threads {
     ) -> Result<(), CommError> {
         let World { rank, size } = self.world();
         collective.fits(size, from, &to);
-        let pattern = collective.pattern;
         let what = described(&collective, from.bytes());
         let row = to.bytes() / size;
         let to = to.write::<u8>();
-        self.meeting.meet(rank, what, from.read(), |all| {
-            for s in collective.stretches {
-                for (r, theirs) in all.iter().enumerate() {
-                    let (at, from) = match pattern {
-                        Pattern::AllGather => (s.whole + r * s.bytes, s.part),
-                        Pattern::AllToAll => (r * row + s.part, s.whole + rank * s.bytes),
-                    };
+        let own: &[u8] = from.read();
+        let brought = Brought {
+            address: own.as_ptr() as usize,
+            bytes: own.len(),
+        };
+        self.meeting.meet(rank, what, brought, |all| {
+            for (r, theirs) in all.iter().enumerate() {
+                // SAFETY: this rank has not gone yet, so none has.
+                let theirs = unsafe { theirs.read() };
+                for s in collective.stretches {
+                    let (at, from) = collective.places((rank, row), s, r);
                     to[at..][..s.bytes].copy_from_slice(&theirs[from..][..s.bytes]);
                 }
             }
@@ -229,15 +244,15 @@ impl Comm for Threads {
     }
 
     fn stop(&self, why: &str) {
-        let error = CommError::Stopped {
-            rank: self.rank,
-            why: why.to_owned(),
-        };
-        self.meeting.fail(self.meeting.lock(), error);
+        self.meeting.stop(self.rank, why);
     }
 
     fn stopped(&self) -> Option<CommError> {
-        self.meeting.lock().failed.clone()
+        self.meeting.stopped()
+    }
+
+    fn by(&self) -> String {
+        "memory of the process".to_owned()
     }
 }
 
@@ -249,7 +264,7 @@ impl Drop for Threads {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Stretch;
+    use super::super::{Pattern, Stretch};
     use super::*;
 
     const STRETCHES: [Stretch; 2] = [
@@ -392,9 +407,13 @@ mod tests {
         let meet = |rank: usize| {
             let (meeting, sender) = (Arc::clone(&meeting), sender.clone());
             std::thread::spawn(move || {
-                let take = |_: &[&[u8]]| assert!(rank == 0, "its memory is gone");
+                let take = |_: &[Brought]| assert!(rank == 0, "its memory is gone");
+                let brought = Brought {
+                    address: 0,
+                    bytes: 0,
+                };
                 let end = std::panic::AssertUnwindSafe(|| {
-                    meeting.meet(rank, "it".to_owned(), &[1], take)
+                    meeting.meet(rank, "it".to_owned(), brought, take)
                 });
                 let end = std::panic::catch_unwind(end);
                 let _ = sender.send((rank, end.ok()));

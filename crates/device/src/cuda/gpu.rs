@@ -150,6 +150,16 @@ impl Gpu {
         bind(self.inner.ordinal)
     }
 
+    /// The driver's handle.
+    pub(super) fn device(&self) -> Result<sys::CUdevice, CudaError> {
+        handle(u32::from(self.inner.ordinal))
+    }
+
+    /// Its context, which is never released.
+    pub(super) fn context(&self) -> sys::CUcontext {
+        context(self.inner.ordinal)
+    }
+
     /// Number of the GPU, as the driver counts.
     #[must_use]
     pub fn ordinal(&self) -> u8 {
@@ -309,14 +319,19 @@ fn until_zero(text: &[u8]) -> String {
         .unwrap_or_default()
 }
 
+/// The context of an opened device.
+fn context(ordinal: u8) -> sys::CUcontext {
+    let context = CONTEXTS[usize::from(ordinal)].get();
+    context
+        .expect("a view of a device is made after it was opened")
+        .0
+}
+
 /// Makes the context of an opened device the calling thread's.
 pub(super) fn bind(ordinal: u8) -> Result<(), CudaError> {
-    let context = CONTEXTS[usize::from(ordinal)]
-        .get()
-        .expect("a view of a device is made after it was opened");
     // SAFETY: a context that is never released.
     ok("cuCtxSetCurrent", unsafe {
-        sys::cuCtxSetCurrent(context.0)
+        sys::cuCtxSetCurrent(context(ordinal))
     })
 }
 

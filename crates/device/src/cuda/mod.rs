@@ -7,6 +7,7 @@
 //! dependency.
 
 mod blas;
+mod copies;
 mod cufile;
 pub mod dnn;
 mod error;
@@ -22,6 +23,7 @@ mod pace;
 mod queue;
 
 pub use blas::{Format, NoAlgorithm, PRODUCT_WORKSPACE, Plus, Product, product};
+pub use copies::Copies;
 pub use cufile::{NoDirect, direct_rates, reach_direct, try_direct};
 pub use error::CudaError;
 pub use event::Event;

@@ -243,6 +243,10 @@ impl Comm for NcclComm {
         self.group.stopped()
     }
 
+    fn by(&self) -> String {
+        Self::version().map_or_else(|_| "NCCL".to_owned(), |version| format!("NCCL {version}"))
+    }
+
     fn wait(&self, stream: &Stream) -> Result<(), CommError> {
         self.group.wait(self.link(), || stream.is_done())
     }
