@@ -9,40 +9,55 @@ use std::process::{Command, ExitCode};
 
 use serde_json::Value;
 
-/// Packages whose tests use a GPU where there is one.
-const PACKAGES: [&str; 2] = ["lowtide-kernels", "lowtide-trainer"];
-/// Tests of the trainer that use one.
-const TESTS: [&str; 5] = ["golden", "generate", "equality", "cuda", "ranks"];
+/// Tests that use a GPU where there is one: folder of the package, and target.
+const TESTS: [(&str, &str); 6] = [
+    ("crates/kernels", "lowtide_kernels"),
+    ("crates/trainer", "golden"),
+    ("crates/trainer", "generate"),
+    ("crates/trainer", "equality"),
+    ("crates/trainer", "cuda"),
+    ("crates/trainer", "ranks"),
+];
+
+/// A program that cargo has built.
+struct Program {
+    /// Where its package is described.
+    manifest: String,
+    name: String,
+    path: String,
+}
+
+impl Program {
+    /// Whether it is one of [`TESTS`].
+    fn is_wanted(&self) -> bool {
+        TESTS.iter().any(|(package, name)| {
+            self.name == *name && self.manifest.ends_with(&format!("/{package}/Cargo.toml"))
+        })
+    }
+}
 
 /// Builds into `target/gpu`.
 pub fn run(root: &Path) -> ExitCode {
     let folder = root.join("target/gpu");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).expect("a folder under target");
-    let mut built = Vec::new();
-    for package in PACKAGES {
-        match programs(root, &["test", "--no-run", "-p", package]) {
-            Ok(all) => built.extend(all),
-            Err(what) => {
-                eprintln!("{what}");
-                return ExitCode::FAILURE;
-            }
+    // Of the whole workspace, as the README's command builds them: of one package features may differ, and everything
+    // below would be compiled again.
+    let tests = programs(root, &["test", "--no-run", "--workspace"]);
+    let command = programs(root, &["build", "--workspace", "--bin", "lowtide"]);
+    let built = match (tests, command) {
+        (Ok(mut tests), Ok(command)) => {
+            tests.retain(Program::is_wanted);
+            tests.extend(command);
+            tests
         }
-    }
-    match programs(root, &["build", "-p", "lowtide"]) {
-        Ok(all) => built.extend(all),
-        Err(what) => {
+        (Err(what), _) | (_, Err(what)) => {
             eprintln!("{what}");
             return ExitCode::FAILURE;
         }
-    }
+    };
     let mut tests = Vec::new();
-    for (name, path) in built {
-        let wanted =
-            name == "lowtide" || name == "lowtide_kernels" || TESTS.contains(&name.as_str());
-        if !wanted {
-            continue;
-        }
+    for Program { name, path, .. } in built {
         let to = folder.join(&name);
         std::fs::copy(&path, &to).expect("a program that was just built");
         // What is carried over a slow line is small; a machine without binutils carries more.
@@ -78,8 +93,8 @@ fn commit(root: &Path) -> String {
     }
 }
 
-/// Name and path of every program that a cargo command builds.
-fn programs(root: &Path, args: &[&str]) -> Result<Vec<(String, String)>, String> {
+/// Every program that a cargo command builds.
+fn programs(root: &Path, args: &[&str]) -> Result<Vec<Program>, String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let out = Command::new(cargo)
         .current_dir(root)
@@ -95,8 +110,11 @@ fn programs(root: &Path, args: &[&str]) -> Result<Vec<(String, String)>, String>
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter_map(|m| {
-            let path = m["executable"].as_str()?.to_owned();
-            Some((m["target"]["name"].as_str()?.to_owned(), path))
+            Some(Program {
+                manifest: m["manifest_path"].as_str()?.to_owned(),
+                name: m["target"]["name"].as_str()?.to_owned(),
+                path: m["executable"].as_str()?.to_owned(),
+            })
         })
         .collect())
 }
