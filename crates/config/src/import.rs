@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::elsewhere::{Elsewhere, elsewhere};
 use crate::error::ConfigError;
+use crate::key::Kind;
 use crate::keys::KEYS;
 use crate::tree::{self, Entry, Node, Tree, shortened};
 
@@ -66,7 +67,8 @@ const OTHERS: [(&[&str], &str); 4] = [
 
 const PLANNED: &str = "the planner decides what is recomputed, offloaded and overlapped";
 const ADAPTERS: &str = "lowtide trains all parameters, not adapters";
-const ADAPTER: &str = "lowtide trains all parameters, not adapters, whose learning rates are usually some ten times as large";
+const ADAPTER: &str = "lowtide trains all parameters, not adapters; a learning rate for adapters is usually about ten times too large \
+     here";
 /// When a run evaluates and saves, by steps and by epochs.
 const EVALUATIONS: [&str; 2] = ["eval.every_steps", "eval.every_epochs"];
 const SAVES: [&str; 2] = ["checkpoint.every_steps", "checkpoint.every_epochs"];
@@ -264,7 +266,12 @@ struct Import {
 #[derive(Clone, Default)]
 struct Layout {
     format: Option<&'static str>,
+    /// Names that are given and are not the usual ones here.
     fields: BTreeMap<&'static str, String>,
+    /// Their messages are called `conversations` where no name is given.
+    sharegpt: bool,
+    /// Sets are among them whose messages have the other usual name, which a run reads too that gives no name.
+    both: bool,
 }
 
 /// Reads a run file of Axolotl. `file` names it in errors.
@@ -336,9 +343,12 @@ impl Import {
     /// Axolotl's reader has it.
     fn last_of_each<'a>(&mut self, section: &str, entries: &'a [Entry]) -> Vec<&'a Entry> {
         let mut all = Vec::new();
+        let each = entries.iter().enumerate();
+        let last: BTreeMap<&str, usize> = each.map(|(i, e)| (e.key.as_str(), i)).collect();
         for (i, entry) in entries.iter().enumerate() {
-            match entries[i + 1..].iter().rfind(|e| e.key == entry.key) {
-                Some(last) => {
+            match last.get(entry.key.as_str()).filter(|&&last| last > i) {
+                Some(&last) => {
+                    let last = &entries[last];
                     let why = format!("given again at {}, which holds", last.at);
                     self.drop(&format!("{section}{}", entry.key), &entry.value, &why);
                 }
@@ -374,7 +384,10 @@ impl Import {
             _ => None,
         };
         match (way, scalar) {
-            (Way::Same(key), Some(text)) => self.give(key, quoted(text)),
+            (Way::Same(key), Some(text)) => {
+                let truth = is_flag(key).then(|| truth(text)).flatten();
+                self.give(key, truth.map_or_else(|| quoted(text), str::to_owned));
+            }
             (Way::Positive(key), Some(text)) => match text.parse::<u64>() {
                 Ok(n) if n > 0 => self.give(key, n.to_string()),
                 _ => self.drop(name, node, "only a number of steps is taken over"),
@@ -513,8 +526,9 @@ impl Import {
                 self.dropped.push((what, why));
                 continue;
             }
-            if self.layout.format.is_none() {
-                self.layout = layout;
+            match self.layout.format {
+                None => self.layout = layout,
+                Some(_) => self.layout.join(layout),
             }
             files.extend(own);
             for entry in entries {
@@ -619,7 +633,10 @@ impl Layout {
                 continue;
             };
             match (entry.key.as_str(), field_of(&entry.key)) {
-                ("type", _) => layout.format = format_of(text),
+                ("type", _) => {
+                    layout.format = format_of(text);
+                    layout.sharegpt = text == "sharegpt";
+                }
                 // A name that holds anyway is as good as none.
                 (_, Some((field, usual))) if usual != text => {
                     layout.fields.insert(field, text.clone());
@@ -645,17 +662,45 @@ impl Layout {
             "text" => "data.fields.text",
             _ => return None,
         };
-        let name = |layout: &Self| {
-            let given = layout.fields.get(read).cloned();
-            given.unwrap_or_else(|| read.rsplit('.').next().unwrap_or(read).to_owned())
-        };
-        let (ours, theirs) = (name(self), name(other));
-        (ours != theirs).then(|| {
-            let (ours, theirs) = (shortened(&ours), shortened(&theirs));
+        let named = |layout: &Self| layout.fields.contains_key(read);
+        let (ours, theirs) = (self.name(read), other.name(read));
+        // Without a name the reader takes either usual one.
+        let usual = !named(self) && !named(other);
+        let differ = ours != theirs || self.both;
+        (differ && !usual).then(|| {
+            let ours = match ours == theirs {
+                true => MESSAGES
+                    .into_iter()
+                    .find(|name| *name != theirs)
+                    .unwrap_or(ours),
+                false => ours,
+            };
+            let (ours, theirs) = (shortened(ours), shortened(theirs));
             format!("its records have '{theirs}' where those of the first data set have '{ours}'")
         })
     }
+
+    /// What a field of its records is called.
+    fn name<'a>(&'a self, field: &'a str) -> &'a str {
+        let usual = match field {
+            "data.fields.messages" => MESSAGES[usize::from(self.sharegpt)],
+            _ => field.rsplit('.').next().unwrap_or(field),
+        };
+        self.fields.get(field).map_or(usual, String::as_str)
+    }
+
+    /// Takes in another one that does not differ.
+    fn join(&mut self, other: Self) {
+        let messages = "data.fields.messages";
+        self.both |= other.format.is_some() && self.name(messages) != other.name(messages);
+        for (field, name) in other.fields {
+            self.fields.entry(field).or_insert(name);
+        }
+    }
 }
+
+/// What the list of messages is called where no name is given: in most data sets, and in ShareGPT's.
+const MESSAGES: [&str; 2] = ["messages", "conversations"];
 
 /// The key here of a key that names a field of a data set's records, and its usual name.
 fn field_of(key: &str) -> Option<(&'static str, &'static str)> {
@@ -673,6 +718,12 @@ fn truth(text: &str) -> Option<&'static str> {
         "false" | "no" | "off" | "n" | "f" | "0" => Some("false"),
         _ => None,
     }
+}
+
+/// Whether a key here is true or false.
+fn is_flag(key: &str) -> bool {
+    KEYS.iter()
+        .any(|k| k.name == key && matches!(k.kind, Kind::Flag))
 }
 
 /// Whether it is the number 0.

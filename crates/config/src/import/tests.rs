@@ -103,6 +103,9 @@ fn truth_is_written_in_several_ways() {
         ("yes", "no"),
         ("ON", "Off"),
         ("'true'", "'false'"),
+        ("y", "n"),
+        ("T", "F"),
+        ("1", "0"),
     ] {
         let text = format!(
             "base_model: m\ntrain_on_inputs: {yes}\nbf16: {yes}\nsample_packing: {no}\nload_in_4bit: {no}\n\
@@ -118,6 +121,53 @@ fn truth_is_written_in_several_ways() {
     let (of, run) = imported("base_model: m\ntrain_on_inputs: False\nload_in_8bit: True\n");
     assert_eq!(run.data.train_on, crate::words::TrainOn::Assistant);
     assert_eq!(of.dropped.len(), 1, "{:?}", of.dropped);
+}
+
+/// What a list of messages is called where no name is given depends on the type.
+#[test]
+fn data_sets_are_alike_by_the_usual_names_of_their_types() {
+    let (chat, share) = ("type: chat_template", "type: sharegpt");
+    let named = "field_messages: conversations";
+    let (chat_named, share_named) = (&format!("{chat}, {named}"), &format!("{share}, {named}"));
+    for (sets, left, name) in [
+        (&[share, share_named][..], &[][..], "conversations"),
+        (&[chat_named, share], &[], "conversations"),
+        (&[share, chat_named], &[], "conversations"),
+        (&[share_named, share, chat_named], &[], "conversations"),
+        // Without a name the reader takes both.
+        (&[chat, share], &[], "messages"),
+        (&[share, chat, share], &[], "messages"),
+        // With one it takes that alone.
+        (&[chat, share_named], &[1], "messages"),
+        (&[share, chat, chat_named], &[2], "messages"),
+        (&[share, chat_named, chat], &[2], "conversations"),
+    ] {
+        let mut text = "base_model: m\ndatasets:\n".to_owned();
+        for (i, set) in sets.iter().enumerate() {
+            text += &format!("- {{path: {i}.jsonl, {set}}}\n");
+        }
+        let (imported, run) = imported(&text);
+        let want: Vec<_> = left
+            .iter()
+            .map(|i| format!("datasets[{i}] ({i}.jsonl)"))
+            .collect();
+        let found: Vec<_> = imported.warned.iter().map(|w| w.0.clone()).collect();
+        assert_eq!(found, want, "{text}");
+        assert_eq!(run.data.fields.messages, name, "{text}");
+    }
+}
+
+/// Looking each key up among all that follow took minutes.
+#[test]
+fn a_file_of_very_many_keys_is_read_in_seconds() {
+    let mut text = "base_model: m\n".to_owned();
+    for i in 0..200_000 {
+        text += &format!("unknown_key_{i}: 1\n");
+    }
+    let begin = std::time::Instant::now();
+    let imported = import_axolotl(&text, "a.yaml").unwrap();
+    assert_eq!(imported.dropped.len(), 200_000);
+    assert!(begin.elapsed().as_secs() < 30, "{:?}", begin.elapsed());
 }
 
 #[test]
