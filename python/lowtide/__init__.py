@@ -13,8 +13,8 @@ Each function runs the command `lowtide` and gives its answer::
                 print(event["step"], event.get("loss"))
     print(training.result["eval_loss_last"])
 
-A run is a path of a run file, or a mapping of its keys. `set` overrides keys, as `--set` does: relative paths in a mapping or
-in `set` begin at the current directory, those in a run file at the file's. What the command tells people goes to the
+A run is a path of a run file, or a mapping of its keys. `set` overrides keys, as `--set` does: relative paths in a mapping
+or in `set` begin at the current directory, those in a run file at the file's. What the command tells people goes to the
 logger `lowtide`, at INFO. What can go wrong raises `LowtideError`.
 """
 
@@ -108,8 +108,8 @@ def train(run: Run, *, set: Mapping[str, Any] | None = None, gpus: int | None = 
 
 
 def evaluate(run: Run, *, model: Path | None = None, set: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Loss, and exact match where the run asks for it, on the run's evaluation data; of `model`, else of the model that the
-    run has made, else of the run's own."""
+    """Loss, and exact match where the run asks for it, on the run's evaluation data; of `model`, else of the model that
+    the run has made, else of the run's own."""
     command = Command("eval").run(run, set)
     command.option("--model", model)
     return command.answer()
@@ -167,8 +167,8 @@ def compare(
     html: Path | None = None,
     set: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains some steps exactly and in subspaces from the same start on the same batches, and says what each took to the
-    same loss.
+    """Trains some steps exactly and in subspaces from the same start on the same batches, and says what each took to
+    the same loss.
 
     arms: keys of other arms by their name, which are held against the run as it is.
     """
@@ -188,7 +188,12 @@ def data(run: Run, *, set: Mapping[str, Any] | None = None, html: Path | None = 
     return command.answer()
 
 
-def probe(run: Run | None = None, *, out: Path = "machine.json", set: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def probe(
+    run: Run | None = None,
+    *,
+    out: Path = "machine.json",
+    set: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Measures this machine, at a run's shapes where there is one, and writes the rates to `out`."""
     command = Command("probe")
     if run is not None:

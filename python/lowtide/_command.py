@@ -26,8 +26,8 @@ KEPT = 40
 class LowtideError(Exception):
     """What the command could not do.
 
-    exit_code: 2 where it can be put right by whoever called, 1 for a bug of lowtide, otherwise negative: the signal that
-    ended it, as `subprocess` has it.
+    exit_code: 2 where it can be put right by whoever called, 1 for a bug of lowtide, otherwise negative: the signal
+    that ended it, as `subprocess` has it.
     help: what to do, a line each.
     facts: the whole answer of the command.
     """
@@ -89,7 +89,9 @@ class Command:
         if isinstance(run, Mapping):
             self.keys = nested(run)
         else:
-            self.arguments.append(os.fspath(run))
+            path = os.fspath(run)
+            # A name that begins with @ would be read as one of a file elsewhere.
+            self.arguments.append(f"./{path}" if path.startswith("@") else path)
         self.sets(sets)
         return self
 
@@ -188,7 +190,7 @@ class Process:
                 # With @ its relative paths begin at the current directory.
                 line.append(f"@{self._file('run.yaml', text(command.keys))}")
             line += command.arguments
-            if any(len(override.encode()) > ARGUMENT // 2 for override in command.overrides):
+            if sum(len(override.encode()) for override in command.overrides) > ARGUMENT // 2:
                 line += ["--set", f"@{self._file('set', *command.overrides)}"]
             else:
                 line += [word for override in command.overrides for word in ("--set", override)]
@@ -288,8 +290,9 @@ class Process:
         self._clean()
 
     def finish(self) -> dict[str, Any]:
-        """Waits for its end; gives its answer or raises. What is interrupted can be asked again. An exit code that tells what was found (`verify`, `check`), or that it
-        was stopped, is no error."""
+        """Waits for its end; gives its answer or raises. What is interrupted can be asked again.
+
+        An exit code that tells what was found (`verify`, `check`), or that it was stopped, is no error."""
         while self.event() is not None:
             pass
         code = self._process.wait()

@@ -15,8 +15,8 @@ class Training:
 
     Iterating gives its events as they happen, each a mapping with the key `event`: `step` (`step`, `steps`, `loss`,
     `grad_norm`, `learning_rate`, `tokens`, `tokens_per_second`, `seconds`, `predicted_seconds`), `evaluation` (`step`,
-    `eval_loss`, `eval_accuracy`), `answers` (`when`, `exact_match`, `prompts`) and `checkpoint` (`path`). At the end what stopped it is
-    raised, if something did; otherwise `result` is its report.
+    `eval_loss`, `eval_accuracy`), `answers` (`when`, `exact_match`, `prompts`) and `checkpoint` (`path`). At the end
+    what stopped it is raised, if something did; otherwise `result` is its report.
 
     Leaving a `with` block while it runs stops it as Ctrl-C does: it saves, and the same call goes on from there.
     """
@@ -39,8 +39,8 @@ class Training:
     def wait(self) -> dict[str, Any]:
         """Waits for its end; gives its report, or raises what stopped it. Events that were not read are lost.
 
-        An exception that interrupts it (a KeyboardInterrupt, say) leaves the training as it is: wait again, or stop it. A
-        `with` block stops it, and the Ctrl-C of a terminal reaches the command itself."""
+        An exception that interrupts it (a KeyboardInterrupt, say) leaves the training as it is: wait again, or stop it.
+        A `with` block stops it, and the Ctrl-C of a terminal reaches the command itself."""
         if not self._ended:
             try:
                 self._result = self._process.finish()
@@ -60,8 +60,8 @@ class Training:
         return self._result
 
     def stop(self) -> None:
-        """Asks it to save and to end; `wait` tells when it has. Its report then has `stopped`. Asking again, or after the
-        Ctrl-C that a terminal sends to both processes, changes nothing."""
+        """Asks it to save and to end; `wait` tells when it has. Its report then has `stopped`. Asking again, or after
+        the Ctrl-C that a terminal sends to both processes, changes nothing."""
         # Any other signal would end at once a run that is saving already.
         self._process.signal(signal.SIGUSR2)
 

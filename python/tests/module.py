@@ -51,7 +51,9 @@ def plans(folder):
     assert plan["fits"] and plan["step_seconds"] > 0
     brief = lowtide.plan(RUN, set=FEW, brief=True)
     assert brief["hash"] == plan["hash"] and plan["outlook"] and brief["outlook"] is None
-    shape = lowtide.plan_shape("qwen2.5-0.5b", device_memory="8GiB", host_memory="16GiB", micro_batch=1, seq=512, brief=True)
+    shape = lowtide.plan_shape(
+        "qwen2.5-0.5b", device_memory="8GiB", host_memory="16GiB", micro_batch=1, seq=512, brief=True
+    )
     assert shape["fits"] and shape["parameters"] > 400e6
     refused = fails(lowtide.Refused, lambda: lowtide.plan(RUN, set={**FEW, "budget.device": "1MiB"}))
     assert refused.exit_code == 2 and refused.help and refused.facts["fits"] is False
@@ -197,6 +199,18 @@ def keys_of_any_kind(folder):
     long = "\U0001f600" * 50000
     for run, sets in (({**few, "data.system": long}, None), (few, {"data.system": long})):
         assert lowtide.plan(run, set=sets, brief=True)["fits"]
+    # Together they are longer than what a program is started with: the command reads them and says what is wrong.
+    many = {f"data.unknown_{i}": "x" * 60000 for i in range(60)}
+    wrong = fails(lowtide.LowtideError, lambda: lowtide.plan(few, set=many))
+    assert "data.unknown_0" in str(wrong), wrong
+    # A file whose name begins as one for paths from here.
+    os.chdir(folder)
+    try:
+        one = {**KEYS, "output": str(folder / "out")}
+        Path("@run.yaml").write_text(json.dumps(one, default=str), encoding="utf-8")
+        assert lowtide.plan("@run.yaml", brief=True)["fits"]
+    finally:
+        os.chdir(here)
     message = fails(ValueError, lambda: lowtide.generate(few, message=long))
     assert "--message" in str(message) and "bytes" in str(message), message
 

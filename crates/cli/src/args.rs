@@ -169,11 +169,12 @@ pub struct ReportArgs {
 /// A run file with overrides, for what is the same for any number of GPUs.
 #[derive(Debug, clap::Args)]
 pub struct RunFile {
-    /// The run file; of @RUN.yaml relative paths begin at the current directory, not at the file's.
+    /// The run file. Written as @RUN.yaml, its paths are relative to the current directory instead of to the file.
     #[arg(value_name = "RUN.yaml")]
     pub file: PathBuf,
     /// Override a key of the run file; may be repeated, later ones win. Paths in it are relative to the
-    /// current directory (those in the file to the file's). @FILE: those of a file, one a line.
+    /// current directory (those in the file to the file's). `--set @FILE`
+    /// reads overrides from FILE, one a line.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<OsString>,
 }
@@ -192,14 +193,15 @@ impl RunFile {
 /// A run file with overrides.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// The run file; of @RUN.yaml relative paths begin at the current directory, not at the file's.
+    /// The run file. Written as @RUN.yaml, its paths are relative to the current directory instead of to the file.
     #[arg(value_name = "RUN.yaml")]
     pub file: PathBuf,
     /// GPUs of this machine that train together (the key `gpus`): 1, 2, 4, 8 or 16.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub gpus: Option<u32>,
     /// Override a key of the run file; may be repeated, later ones win. Paths in it are relative to the
-    /// current directory (those in the file to the file's). @FILE: those of a file, one a line.
+    /// current directory (those in the file to the file's). `--set @FILE`
+    /// reads overrides from FILE, one a line.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<OsString>,
 }
@@ -371,7 +373,8 @@ pub struct PlanArgs {
     #[arg(long)]
     pub clip: Option<Clip>,
     /// Override a key of the run; may be repeated, later ones win. Paths in it are relative to the
-    /// current directory (those in the file to the file's). @FILE: those of a file, one a line.
+    /// current directory (those in the file to the file's). `--set @FILE`
+    /// reads overrides from FILE, one a line.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<OsString>,
     /// Only the plan: not what other choices, budgets and links would give, nor what training in subspaces is compared
@@ -445,7 +448,8 @@ pub struct ProbeArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
     /// Override a key of the run file; may be repeated, later ones win. Paths in it are relative to the
-    /// current directory (those in the file to the file's). @FILE: those of a file, one a line.
+    /// current directory (those in the file to the file's). `--set @FILE`
+    /// reads overrides from FILE, one a line.
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "file")]
     pub sets: Vec<OsString>,
 }

@@ -230,6 +230,10 @@ all over the file; an empty value takes a key back to its default. Paths in the 
 to the file, paths in `--set` to the current directory; `~/` is the home directory. Sizes are
 written `24GiB`, `512MiB`, `4TB` or in bytes; numbers may be written `1e-5` or `1_000`. Where a
 `--set` gives one of several keys that exclude each other, the file's other one is dropped.
+
+A run file that is written as `@RUN.yaml` on the command line has its paths relative to the current directory instead of
+to the file; one whose own name begins with `@` is written `./@RUN.yaml`. `--set @FILE` reads overrides from FILE, one a
+line.
 ";
 
 fn row(key: &Key, last: &str) -> String {

@@ -55,8 +55,9 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         name: "eval.min_delta",
-        doc: "How much better an evaluation must be for `eval.patience` to count anew: by more than this below the loss (above \
-              the share) of the last one that was. Which is the best, for `checkpoint.keep_best`, does not depend on it.",
+        doc: "Only an evaluation that is better by more than this makes `eval.patience` count from the beginning: a loss that \
+              much lower, or a share that much higher, than that of the last one that did. Which is the best, for \
+              `checkpoint.keep_best`, does not depend on it.",
         kind: Kind::Number {
             low: Included(0.0),
             high: Included(1e6),
