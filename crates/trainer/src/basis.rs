@@ -393,6 +393,8 @@ impl<'a> Basis<'a> {
             told.host = told.host * u64::from(self.run.gpus_of_host());
             told.disk = told.disk * u64::from(self.run.gpus_of_host());
         }
+        let of_host = |disk: Bytes| disk * u64::from(self.run.gpus_of_host());
+        refusal.with_disk = refusal.with_disk.map(of_host);
         // A budget that is smaller than the reserve leaves nothing, and the reserve was not allowed.
         refusal.allowed.device = refusal.allowed.device.min(self.budgets.device);
         // Of answers no batch of the run is part.

@@ -473,6 +473,24 @@ fn advice_on_budgets_does_not_forget_the_disk() {
         .chain(sets.iter().map(String::as_str))
         .collect();
     plan(&sets).fine();
+    // Of all ranks, as a run file has it.
+    let machine = format!("plan.machine={}", scratch.rates_of(4).display());
+    let memory = [
+        &machine,
+        "gpus=4",
+        "train.accumulate=4",
+        "budget.device=2GiB",
+        "budget.host=3GiB",
+        "budget.disk=0",
+    ];
+    let refused = plan(&memory);
+    let sets = pasted(&line(&refused.err, "or a drive"));
+    let sets: Vec<&str> = memory
+        .iter()
+        .copied()
+        .chain(sets.iter().map(String::as_str))
+        .collect();
+    plan(&sets).fine();
     // Drives that are a little too small keep their places and shares.
     let drives = "budget.disk=[{dir: a, size: 600MiB}, {dir: b, size: 1800MiB}]";
     let memory = ["budget.device=2GiB", "budget.host=3GiB", drives];

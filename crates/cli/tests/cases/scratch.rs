@@ -194,7 +194,7 @@ impl Scratch {
     }
 
     /// The examples' rates, with those of an exchange between so many ranks.
-    fn rates_of(&self, ranks: u32) -> PathBuf {
+    pub fn rates_of(&self, ranks: u32) -> PathBuf {
         let path = self.at(&format!("rates-of-{ranks}.json"));
         let text = fs::read_to_string(example_rates()).expect("rates");
         let mut machine: Value = serde_json::from_str(&text).expect("JSON");

@@ -47,6 +47,17 @@ pub fn tightened(r: &Request<'_>, mut refusal: Refusal) -> Refusal {
     let smaller = |enough: Budgets, tier: Tier| {
         let (mut least, mut refused) = (None, refusal.allowed.of(tier).0);
         let mut known = enough.of(tier).0;
+        // What was allowed may do where the others have grown.
+        let as_it_was = enough.with(tier, refusal.allowed.of(tier));
+        if known > refused && seen.work.get() < LOOKED {
+            let r = Request {
+                budgets: as_it_was,
+                ..*r
+            };
+            if let Some(needed) = first(&r, &seen) {
+                return Some((as_it_was, needed));
+            }
+        }
         for _ in 0..HALVES {
             if known - known / 64 <= refused || seen.work.get() >= LOOKED {
                 break;

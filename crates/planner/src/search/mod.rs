@@ -116,8 +116,8 @@ pub struct Request<'a> {
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
-    "does not fit: allowed are device {}, host {}, disk {}; enough are device {}, host {}, disk {}",
-    allowed.device, allowed.host, allowed.disk, nearest.device, nearest.host, nearest.disk
+    "does not fit in device {}, host {}, disk {}; it would fit in device {}, host {}, disk {}",
+    allowed.device, allowed.host, allowed.disk, up(nearest.device), up(nearest.host), up(nearest.disk)
 )]
 pub struct Refusal {
     /// What a plan that fits the nearest budgets needs.
@@ -129,6 +129,19 @@ pub struct Refusal {
     /// Where no disk is allowed and the nearest budgets ask for none: the disk space with which the
     /// device and host memory that are allowed do, if any does.
     pub with_disk: Option<Bytes>,
+}
+
+/// The least size of so many digits as are shown that is not less: what is called enough is not rounded down.
+fn up(n: Bytes) -> Bytes {
+    let (unit, parts): (u128, u128) = match n.0 {
+        n if n < 1 << 10 => (1, 1),
+        n if n < 1 << 20 => (1 << 10, 10),
+        n if n < 1 << 30 => (1 << 20, 10),
+        n if n < 1 << 40 => (1 << 30, 10),
+        _ => (1 << 40, 100),
+    };
+    let digits = (u128::from(n.0) * parts).div_ceil(unit);
+    Bytes(u64::try_from(digits * unit / parts).unwrap_or(u64::MAX))
 }
 
 /// Why planning failed.

@@ -12,7 +12,7 @@ use super::climb::Candidate;
 use super::links::{Faster, faster};
 use super::mix::{Count, Knobs, Mix, pinned_ahead};
 use super::{
-    Found, PlanError, Request, Search, Seen, busy_of, found, joined, shorter, timed_parts,
+    Found, PlanError, Request, SURE, Search, Seen, busy_of, found, joined, shorter, timed_parts,
 };
 use crate::choice::{Budgets, Choice, Clip, Direct, LoopOrder};
 use crate::plan::{LaneKind, Plan, Tier};
@@ -338,12 +338,14 @@ impl Search<'_> {
     }
 
     /// Why a choice with a shorter step was not chosen.
-    fn why_not(&self, choice: &Choice, best: &Candidate) -> Why {
+    pub(super) fn why_not(&self, choice: &Choice, best: &Candidate) -> Why {
         let chosen = &best.choice;
         let mut homes = chosen.weights.iter().chain(&chosen.optimizer);
         if !self.may_write(choice) || self.seconds(choice) >= self.seconds(chosen) {
             Why::Writes
-        } else if homes.all(|&tier| tier == Tier::Device) {
+        } else if homes.all(|&tier| tier == Tier::Device)
+            && self.seconds(chosen) <= SURE * self.seconds(choice)
+        {
             Why::Sure
         } else {
             Why::Unseen
