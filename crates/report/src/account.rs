@@ -36,6 +36,30 @@ pub struct Process {
     pub every_steps: u64,
 }
 
+/// How many lines the metrics should have of the steps from the one after `before` up to `to`, by the processes that
+/// made them, and the step of the first of these; `None` where no process says of how many steps one has a line.
+#[must_use]
+pub fn lines(processes: &[Process], before: u64, to: u64) -> Option<(u64, u64)> {
+    if processes.iter().all(|process| process.every_steps == 0) {
+        return None;
+    }
+    let (mut lines, mut first) = (0u64, 0);
+    for (i, process) in processes.iter().enumerate() {
+        let every = process.every_steps;
+        let next = processes.get(i + 1).map_or(u64::MAX, |p| p.after_step);
+        let (from, to) = (before.max(process.after_step), next.min(to));
+        if every == 0 || from >= to {
+            continue;
+        }
+        let own = to / every - from / every;
+        if own > 0 && lines == 0 {
+            first = (from / every + 1).saturating_mul(every);
+        }
+        lines = lines.saturating_add(own);
+    }
+    Some((lines, first))
+}
+
 /// A step in the middle of a run, as it is planned and predicted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PlanReport {

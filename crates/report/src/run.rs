@@ -278,7 +278,7 @@ impl RunReport {
         let known = finished["report"]["steps"]
             .as_u64()
             .max(account.report["steps"].as_u64());
-        let ends = missing(there, figures.step, known, &run);
+        let ends = missing(there, figures.step, known, (&run, &account.processes));
         let missing: Vec<String> = [hole, ends].into_iter().flatten().collect();
         let missing = (!missing.is_empty()).then(|| missing.join("; "));
         // One that goes on for longer than it did before has another's mark.
@@ -345,15 +345,24 @@ impl RunReport {
 }
 
 /// What of a run's metrics is missing: all of it, or the lines of its last steps up to the one that is known of.
-fn missing(there: bool, last: u64, known: Option<u64>, run: &Value) -> Option<String> {
+fn missing(
+    there: bool,
+    last: u64,
+    known: Option<u64>,
+    (run, processes): (&Value, &[Process]),
+) -> Option<String> {
     if !there {
         return Some(format!(
             "{METRICS} is not there: nothing is known of single steps"
         ));
     }
-    // Not every step has a line.
+    // Not every step has a line. Who made them says which; of an output without that it is today's setting.
     let every = run["log"]["every_steps"].as_u64().unwrap_or(1);
-    let known = known.filter(|&known| known >= last.saturating_add(every))?;
+    let due = |known: u64| match account::lines(processes, last, known) {
+        Some((lines, _)) => lines > 0,
+        None => known >= last.saturating_add(every),
+    };
+    let known = known.filter(|&known| due(known))?;
     Some(match last {
         0 => format!("{METRICS} has no step, of {known} that were made"),
         _ => format!("{METRICS} ends at step {last}, of {known} that were made"),
@@ -466,22 +475,14 @@ impl Gathered<'_> {
 
     /// Counts the lines that should stand between two that are there.
     fn between(&mut self, before: u64, step: u64) {
-        for (i, process) in self.processes.iter().enumerate() {
-            let every = process.every_steps;
-            let next = self.processes.get(i + 1).map_or(u64::MAX, |p| p.after_step);
-            let (from, to) = (
-                before.max(process.after_step),
-                next.min(step.saturating_sub(1)),
-            );
-            if every == 0 || from >= to {
-                continue;
-            }
-            let lines = to / every - from / every;
-            if lines > 0 && self.holes.0 == 0 {
-                self.holes.1 = (from / every + 1).saturating_mul(every);
-            }
-            self.holes.0 = self.holes.0.saturating_add(lines);
+        let until = step.saturating_sub(1);
+        let Some((lines, first)) = account::lines(self.processes, before, until) else {
+            return;
+        };
+        if lines > 0 && self.holes.0 == 0 {
+            self.holes.1 = first;
         }
+        self.holes.0 = self.holes.0.saturating_add(lines);
     }
 
     /// What is missing before the last line.

@@ -622,6 +622,10 @@ fn metrics_that_are_missing_are_named() {
     let want =
         "metrics.jsonl has no line of step 22; metrics.jsonl ends at step 23, of 24 that were made";
     assert_eq!(said().as_deref(), Some(want));
+    // The lines at the end, too, are those of who made the steps.
+    account(json!([process(0, 10), process(20, 50)]));
+    lines(&[10, 20]);
+    assert_eq!(said(), None);
     // What an earlier version or another output has made.
     account(json!([{"after_step": 0, "version": "0", "device": "cpu"}, process(20, 1)]));
     lines(&[21, 22, 23, 24]);

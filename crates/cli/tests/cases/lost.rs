@@ -337,6 +337,32 @@ fn checkpoints_that_were_not_written_are_named_at_the_end() {
     assert!(!ended.out.contains("step 300/"), "{}", ended.out);
 }
 
+/// Which steps have lines is said by who made them, also by those without a page and of another setting.
+#[test]
+fn lines_that_nobody_was_to_write_are_not_missed() {
+    let s = Scratch::new("newest-checkpoint-broken");
+    s.train(&[]).fine();
+    let change = "checkpoint.change=train.steps";
+    let longer = |sets: &[&str]| {
+        let ended = s.train(&[&[change], sets].concat());
+        ended.fine();
+        ended.text()
+    };
+    let said = longer(&["train.steps=19", "log.report=false", "log.every_steps=10"]);
+    assert!(!said.contains("no line"), "{said}");
+    let report = s.run(&["report", "out"]).fine().text();
+    assert!(!report.contains("missing"), "{report}");
+    // Lines of the process before are missed though fewer are written from here on.
+    let metrics = s.read("out/metrics.jsonl");
+    let first: String = metrics.lines().take(2).map(|l| format!("{l}\n")).collect();
+    s.write("out/metrics.jsonl", first);
+    let said = longer(&["train.steps=20", "log.report=false", "log.every_steps=1000"]);
+    assert!(
+        said.contains("ends at step 2: it has no lines of steps 3 to 19"),
+        "{said}"
+    );
+}
+
 #[test]
 fn metrics_that_are_gone_are_missed() {
     let s = Scratch::new("newest-checkpoint-broken");
@@ -365,7 +391,7 @@ fn metrics_that_are_gone_are_missed() {
     );
     let said = longer("train.steps=8");
     assert!(
-        said.contains("metrics.jsonl ends at step 2: of the steps up to 7 it has no line"),
+        said.contains("metrics.jsonl ends at step 2: it has no lines of steps 3 to 7"),
         "{said}"
     );
     fs::remove_file(s.at("out/metrics.jsonl")).unwrap();

@@ -10,6 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use lowtide_config::{Resume, Run};
+use lowtide_report::{REPORT, account};
 use lowtide_tiers as tiers;
 use serde_json::Value;
 
@@ -77,7 +78,7 @@ pub(super) fn refuse(
         return Err(lost(path, Absent::Checkpoint, told, by));
     }
     if *origin == Origin::GoesOn
-        && let Some(gap) = gap(run, output, logged, from)
+        && let Some(gap) = gap(output, logged, from)
     {
         return Ok(Some(gap));
     }
@@ -94,7 +95,7 @@ pub(super) fn refuse(
 }
 
 /// Says which steps before the one that a run resumes from have no line in its metrics, beyond those between two lines.
-fn gap(run: &Run, output: &Output, logged: u64, from: u64) -> Option<String> {
+fn gap(output: &Output, logged: u64, from: u64) -> Option<String> {
     if from == 0 {
         return None;
     }
@@ -114,9 +115,19 @@ fn gap(run: &Run, output: &Output, logged: u64, from: u64) -> Option<String> {
     let settings = fs::read_to_string(output.folder().at(RUN)).unwrap_or_default();
     let settings: Value = serde_json::from_str(&settings).unwrap_or_default();
     let before = settings["log"]["every_steps"].as_u64().unwrap_or(1);
-    let every = before.max(run.log.every_steps);
-    (logged.saturating_add(every) < from).then(|| {
-        format!("warning: {named} ends at step {logged}: of the steps up to {from} it has no line")
+    // Who made the steps says more than who began last, or who goes on.
+    let told = account(&output.folder().at(REPORT));
+    let processes = told.ok().flatten().unwrap_or_default().processes;
+    let due = match account::lines(&processes, logged, from) {
+        Some((lines, _)) => lines > 0,
+        None => logged.saturating_add(before) < from,
+    };
+    due.then(|| {
+        let steps = match logged + 1 {
+            first if first == from => format!("no line of step {from}"),
+            first => format!("no lines of steps {first} to {from}"),
+        };
+        format!("warning: {named} ends at step {logged}: it has {steps}")
     })
 }
 

@@ -71,21 +71,32 @@ fn refuse_strange(folder: &Folder, name: &str, begin: &str) -> Result<(), TrainE
 impl Fit<'_> {
     /// From here on the run has a page, if it shall have one.
     pub(super) fn begin_page(&mut self, planned: &Planned, tally: &Tally, after_step: u64) {
-        if !self.run.log.report {
-            return;
-        }
         // A file that an earlier version or another program has left there is ignored.
         let told = lowtide_report::account(&self.output.folder().at(REPORT));
-        let earlier = told.ok().flatten().unwrap_or_default().processes;
+        let earlier = told.ok().flatten();
+        if !self.run.log.report && earlier.is_none() {
+            return;
+        }
+        let earlier = earlier.unwrap_or_default();
         let this = Process {
             after_step,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device: planned.device.note.clone(),
             every_steps: self.run.log.every_steps,
         };
+        let processes = with(earlier.processes.clone(), this);
+        if !self.run.log.report {
+            // What is there lists the processes, from which follows which steps have lines.
+            let account = Account {
+                processes,
+                ..earlier
+            };
+            let written = write_account(self.output.folder(), &account);
+            return self.tell(written.err().map(|e| format!("warning: {e}")));
+        }
         self.page = Some(Page {
             after_step,
-            processes: with(earlier, this),
+            processes,
             plan: drawn(planned),
             last: None,
             failing: false,
@@ -155,8 +166,7 @@ impl Fit<'_> {
             report: serde_json::to_value(report)?,
             plan: page.plan.clone(),
         };
-        let text = serde_json::to_string(&account)?;
-        folder.write(REPORT, |out| writeln!(out, "{text}"))?;
+        write_account(folder, &account)?;
         let run = RunReport {
             state,
             report: account.report,
@@ -166,6 +176,11 @@ impl Fit<'_> {
         folder.write(PAGE, |out| out.write_all(html.as_bytes()))?;
         Ok(folder.at(PAGE))
     }
+}
+
+fn write_account(folder: &Folder, account: &Account) -> Result<(), TrainError> {
+    let text = serde_json::to_string(account).expect("plain values");
+    folder.write(REPORT, |out| writeln!(out, "{text}"))
 }
 
 /// A plan as a page has it: its step, and the table of memory.
