@@ -43,6 +43,9 @@ pub struct BestKept {
     pub by: String,
     /// Its loss, or its share of right tokens, documents or answers, 0 to 1.
     pub value: f64,
+    /// Its checkpoint is not there, or is damaged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
 }
 
 impl BestKept {
@@ -51,7 +54,14 @@ impl BestKept {
             "loss" => format!("loss {:.4}", self.value),
             by => format!("{} {:.1}%", by.replace('_', " "), 100.0 * self.value),
         };
-        format!("{value} after step {}, whose checkpoint is kept", self.step)
+        let checkpoint = match self.lost {
+            true => "gone or damaged",
+            false => "kept",
+        };
+        format!(
+            "{value} after step {}, whose checkpoint is {checkpoint}",
+            self.step
+        )
     }
 }
 
@@ -201,7 +211,8 @@ fn how_far(r: &TrainReport, line: &mut Line<'_>) {
             ),
         );
     }
-    let rate = |r: Option<f64>| r.map_or(String::new(), |r| format!(", {r:.0} tokens/s over all"));
+    let rate =
+        |r: Option<f64>| r.map_or(String::new(), |r| format!(", {r:.0} tokens/s on average"));
     line(
         "steps",
         format!(
@@ -388,7 +399,7 @@ mod tests {
         let report: TrainReport = serde_json::from_value(report).expect("a report");
         let want = [
             "stopped       after step 20; the same command goes on from there",
-            "steps         20, 4096 tokens in 12.00 s, 341 tokens/s over all",
+            "steps         20, 4096 tokens in 12.00 s, 341 tokens/s on average",
             "left out      2 of these updates; the norm of 1 was a spike",
             "not written   the checkpoints of steps 12, 14; the warnings of these steps say why",
             "of them here  10, 2048 tokens in 6.00 s; earlier ones up to step 10",

@@ -153,6 +153,10 @@ struct Fit<'a> {
     best_before: Option<Best>,
     /// The session has the best checkpoint's state, which is not that of the last step: nothing is saved of it.
     gone_back: bool,
+    /// The checkpoint of the best evaluation is damaged.
+    best_lost: bool,
+    /// The output directory is a new one in which the machine and the run are not written yet.
+    undescribed: bool,
     /// What it leaves behind.
     saves: Saves,
     /// Seconds in which projectors were learned, where they were.

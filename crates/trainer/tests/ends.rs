@@ -110,6 +110,8 @@ struct Watcher<'a> {
     remove: Option<PathBuf>,
     step: u64,
     notes: Vec<String>,
+    /// What else happens behind a step.
+    more: &'a mut dyn FnMut(u64),
 }
 
 impl Observer for Watcher<'_> {
@@ -119,6 +121,7 @@ impl Observer for Watcher<'_> {
 
     fn step(&mut self, line: &StepLine) {
         self.step = line.step;
+        (self.more)(line.step);
         if line.step == self.stop_after {
             self.requests.stop();
         }
@@ -139,6 +142,15 @@ fn go(
     stop_after: u64,
     remove: Option<PathBuf>,
 ) -> (Result<TrainReport, TrainError>, Vec<String>) {
+    go_with(run, stop_after, remove, &mut |_| ())
+}
+
+fn go_with(
+    run: &Run,
+    stop_after: u64,
+    remove: Option<PathBuf>,
+    more: &mut dyn FnMut(u64),
+) -> (Result<TrainReport, TrainError>, Vec<String>) {
     let requests = Requests::new();
     let mut watcher = Watcher {
         requests: &requests,
@@ -146,6 +158,7 @@ fn go(
         remove,
         step: 0,
         notes: Vec::new(),
+        more,
     };
     (train(run, &mut watcher, &requests), watcher.notes)
 }
@@ -179,6 +192,58 @@ fn what_is_being_written_stays_when_an_evaluation_ends_the_run() {
     assert!(notes.iter().any(beside), "{notes:?}");
     // That of step 3 was under way when the evaluation behind step 4 ended the run.
     assert_eq!(saved(dir.path()), [2, 3]);
+}
+
+/// Where a checkpoint that cannot be written ends the run, one that is still being written behind the last step ends it
+/// with the last state saved.
+#[test]
+fn the_last_state_is_saved_though_the_one_before_could_not_be() {
+    let more = "checkpoint: {every_steps: 5, keep: 9, on_error: stop}";
+    // How far the writing is behind the last step is chance.
+    let saved_last = (0..40).any(|_| {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        write_model(dir.path());
+        let run = run_in(dir.path(), more, &[]);
+        let checkpoints = directory(&dir.path().join("out"));
+        let mut in_the_way = |step| {
+            if step == 6 {
+                fs::rename(&checkpoints, dir.path().join("aside")).expect("renamed");
+            }
+        };
+        let (ended, _) = go_with(&run, u64::MAX, None, &mut in_the_way);
+        match ended {
+            Err(TrainError::Unsaved { step: 5, .. }) => saved(dir.path()) == [6],
+            // Written before it was in the way.
+            Ok(_) => false,
+            other => panic!("{other:?}"),
+        }
+    });
+    assert!(saved_last);
+}
+
+/// What a new output directory does not take at first, what run it is of, is written once it does.
+#[test]
+fn a_new_output_directory_has_the_run_though_it_could_not_be_written_at_first() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    write_model(dir.path());
+    let run = run_in(dir.path(), "", &[]);
+    let out = dir.path().join("out");
+    let in_the_way = out.join("machine.json");
+    let mut anew = |step| match step {
+        2 => {
+            let mark = fs::read(out.join(".lowtide")).expect("a mark");
+            fs::remove_dir_all(&out).expect("removed");
+            fs::create_dir_all(&in_the_way).expect("made");
+            fs::write(out.join(".lowtide"), mark).expect("written");
+        }
+        4 => fs::remove_dir(&in_the_way).expect("removed"),
+        _ => {}
+    };
+    let (ended, notes) = go_with(&run, u64::MAX, None, &mut anew);
+    ended.expect("trains");
+    let said = notes.iter().filter(|n| n.contains("was removed")).count();
+    assert_eq!(said, 1, "{notes:?}");
+    assert!(in_the_way.is_file() && out.join("run.json").is_file());
 }
 
 #[test]

@@ -100,6 +100,40 @@ fn training_ends_when_nothing_gets_better_and_the_best_is_exported() {
     assert_eq!(loss_of_model(&case), best.1);
 }
 
+/// What ended by one `eval.min_delta` goes on by another; why it ended is said of the one that was counted with.
+#[test]
+fn a_run_that_ended_goes_on_when_less_is_enough() {
+    let case = case();
+    let sets = |delta| ["train.steps=8", "eval.patience=2", delta];
+    let ended = case.train(&sets("eval.min_delta=100"));
+    let words = "were not better by more than 100 (eval.patience, eval.min_delta)";
+    assert!(
+        ended.fine().text().contains("training ends after step 6"),
+        "{}",
+        ended.text()
+    );
+    assert!(ended.text().contains(words), "{}", ended.text());
+    let again = case.train(&sets("eval.min_delta=100"));
+    assert!(
+        !again.fine().text().contains("resumed from"),
+        "{}",
+        again.text()
+    );
+    assert!(again.text().contains(words), "{}", again.text());
+    let more = case.train(&sets("eval.min_delta=0"));
+    assert!(
+        more.fine().text().contains("resumed from"),
+        "{}",
+        more.text()
+    );
+    assert_eq!(
+        losses(&case).last().map(|l| l.0),
+        Some(8),
+        "{}",
+        more.text()
+    );
+}
+
 #[test]
 fn without_it_the_last_model_is_exported() {
     let case = case();
@@ -233,6 +267,8 @@ fn a_last_save_that_fails_or_a_best_that_is_damaged_costs_no_model() {
     let ended = case.train(&sets);
     let text = ended.fine().text();
     assert!(text.contains("best evaluation is damaged"), "{text}");
+    let lost = "after step 2, whose checkpoint is gone or damaged";
+    assert!(text.contains(lost), "{text}");
     assert_eq!(loss_of_model(&case), losses(&case)[2].1);
 }
 

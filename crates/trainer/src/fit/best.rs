@@ -28,6 +28,9 @@ pub struct Best {
     /// The value from which the waiting counts, where `eval.min_delta` makes it another one than the best.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<u64>,
+    /// The `eval.min_delta` by which `waited` was counted, as the bits of an f64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_delta: Option<u64>,
     /// What of which evaluation it is; values of two are not compared. Empty: not said.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub of: String,
@@ -95,6 +98,11 @@ impl Best {
             return false;
         }
         self.judged = step;
+        if self.min_delta.is_some_and(|by| by != min_delta.to_bits()) {
+            // What was enough by another one says nothing: the waiting begins anew, from the best.
+            (self.waited, self.from) = (0, None);
+        }
+        self.min_delta = Some(min_delta.to_bits());
         let first = self.step == 0;
         let better_by = |delta: f64, than: u64| {
             let than = f64::from_bits(than);
@@ -120,16 +128,25 @@ impl Best {
 
     /// Why a run has ended before its length, for one that is started again.
     pub(super) fn why_ended(&self, run: &Run, step: u64, of: u64) -> String {
+        let or = match self.delta(run) {
+            0.0 => "",
+            _ => ", or another eval.min_delta,",
+        };
         format!(
-            "training ended after step {step} of {of}: {}; a larger eval.patience goes on",
+            "training ended after step {step} of {of}: {}; a larger eval.patience{or} goes on",
             self.why(run)
         )
+    }
+
+    /// The `eval.min_delta` that was counted with; that of the run where an earlier version did not say it.
+    fn delta(&self, run: &Run) -> f64 {
+        self.min_delta.map_or(run.eval.min_delta, f64::from_bits)
     }
 
     /// What patience ends for.
     fn why(&self, run: &Run) -> String {
         let (n, step) = (self.waited, self.step);
-        match run.eval.min_delta {
+        match self.delta(run) {
             0.0 => format!(
                 "{n} evaluations in a row were not better than that after step {step} (eval.patience)"
             ),
@@ -155,9 +172,10 @@ impl Best {
         self.of.split(' ').next() == Some(word(by))
     }
 
-    /// Whether a run has waited long enough for a better one.
+    /// Whether a run has waited long enough for a better one, by what is better for this run.
     pub(super) fn ends(&self, run: &Run) -> bool {
-        run.eval.patience > 0 && self.waited >= run.eval.patience
+        let same = self.delta(run).to_bits() == run.eval.min_delta.to_bits();
+        run.eval.patience > 0 && self.waited >= run.eval.patience && same
     }
 }
 
@@ -311,6 +329,7 @@ impl Fit<'_> {
             step,
             by: word(self.run.checkpoint.keep_best).to_owned(),
             value: f64::from_bits(self.state.best.value),
+            lost: self.best_lost || !checkpoint::path_of(&self.run.output, step).is_dir(),
         })
     }
 
@@ -332,6 +351,7 @@ impl Fit<'_> {
         let state = match checkpoint::verify(&dir) {
             Ok(state) => state,
             Err(e) => {
+                self.best_lost = true;
                 self.observer.note(&format!(
                     "warning: the checkpoint of the best evaluation is damaged, so the model is that of the last step; \
                      `lowtide export` makes one of another checkpoint: {e}"
@@ -417,6 +437,18 @@ mod tests {
         assert_eq!(take(5, 3.25), (true, 5, 0), "enough below 4");
         assert_eq!(take(6, 3.0), (true, 6, 1));
         assert_eq!(take(7, 2.5), (true, 7, 0), "enough below 3.25");
+        // By another one the waiting begins anew, from the best.
+        let mut best = Best::default();
+        for (step, value, delta, waited) in [
+            (1, 4.0, 0.5, 0),
+            (2, 3.75, 0.5, 1),
+            (3, 3.625, 0.5, 2),
+            (4, 3.625, 0.25, 1),
+            (5, 3.25, 0.25, 0),
+        ] {
+            best.take(KeepBest::Loss, delta, (step, value));
+            assert_eq!(best.waited, waited, "step {step}");
+        }
         let mut best = Best::default();
         for (step, share, waited) in [(1, 0.5, 0), (2, 0.5625, 1), (3, 0.625, 2), (4, 0.75, 0)] {
             best.take(KeepBest::Accuracy, 0.125, (step, share));

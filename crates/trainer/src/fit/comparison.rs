@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use lowtide_config::{Checkpoint, Eval, Generate, KeepBest, Length, Log, Resume, Run};
+use lowtide_config::{Checkpoint, Eval, Generate, KeepBest, Length, Log, OnUnsaved, Resume, Run};
 use lowtide_report::outcome::TrainReport;
 use lowtide_session::Requests;
 
@@ -111,6 +111,7 @@ fn arm(run: &Run, output: &Path, steps: u64) -> Run {
         every_steps: every.min(steps.div_ceil(EVALUATIONS)),
         every_epochs: None,
         patience: 0,
+        min_delta: 0.0,
         generate: Generate {
             exact_match: false,
             every_steps: 0,
@@ -129,6 +130,7 @@ fn arm(run: &Run, output: &Path, steps: u64) -> Run {
         durable: false,
         change: Vec::new(),
         keep: 1,
+        on_error: OnUnsaved::Continue,
         ..arm.checkpoint
     };
     arm.log = Log {
@@ -200,6 +202,7 @@ mod tests {
             &["checkpoint.every_steps=5"],
             &["train.epochs=3"],
             &["output=elsewhere"],
+            &["checkpoint.on_error=stop"],
         ] {
             let error = pair(sets);
             assert!(
@@ -207,6 +210,9 @@ mod tests {
                 "{sets:?}: {error}"
             );
         }
+        let mut other = run(&[]);
+        other.eval.min_delta = 0.5;
+        assert!(arm(&other, Path::new("/a"), 5) == arm(&run(&[]), Path::new("/a"), 5));
         // Another rate is another arm; what is wrong then is that the data are not there.
         let error = pair(&["train.learning_rate=1e-3"]);
         assert!(

@@ -276,6 +276,8 @@ pub(super) fn open<'a>(
         evaluations,
         best_before: None,
         gone_back: false,
+        best_lost: false,
+        undescribed: false,
         saves,
         learning_seconds,
     };

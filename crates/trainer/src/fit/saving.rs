@@ -308,18 +308,21 @@ impl Fit<'_> {
     }
 
     /// Saves at the end. What is saved behind it, because the output directory is gone or somebody asks, is written at
-    /// once.
+    /// once. An earlier checkpoint that was being written and cannot be does not keep this one from being saved; its
+    /// error is the first.
     pub(super) fn save_last(&mut self) -> Result<(), TrainError> {
+        let before = self.end_writing(true);
         let saved = self.try_save();
         self.end_background();
-        saved.map_err(|e| match e {
+        let saved = saved.map_err(|e| match e {
             e if of_files(&e) => TrainError::Unsaved {
                 step: self.state.step,
                 source: Box::new(e),
                 older: self.last_checkpoint.clone(),
             },
             e => self.of_state(self.state.step, e),
-        })
+        });
+        before.and(saved)
     }
 
     /// Says of a state with numbers that are none which step it is of: nothing can be trained from it, and no
@@ -419,7 +422,7 @@ impl Fit<'_> {
         let Some(followed) = self.output.follow(self.run)? else {
             let told = self.follow_records();
             self.tell(told);
-            return Ok(());
+            return self.describe();
         };
         let folder = self.output.folder();
         let now = folder.path().display();
@@ -445,12 +448,22 @@ impl Fit<'_> {
                 );
                 self.saved = None;
                 self.last_checkpoint = None;
-                super::write_json(folder, output::MACHINE, &self.machine)?;
-                super::write_json(folder, output::RUN, self.run)?;
+                self.undescribed = true;
                 // That they are written anew is said above.
                 self.follow_records();
                 self.tell([told]);
             }
+        }
+        self.describe()
+    }
+
+    /// Writes what machine and which run it is into a new output directory, again each time until both are there.
+    fn describe(&mut self) -> Result<(), TrainError> {
+        if self.undescribed {
+            let folder = self.output.folder();
+            super::write_json(folder, output::MACHINE, &self.machine)?;
+            super::write_json(folder, output::RUN, self.run)?;
+            self.undescribed = false;
         }
         Ok(())
     }

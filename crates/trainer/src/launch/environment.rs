@@ -61,7 +61,7 @@ fn is_alone(world: World) -> Result<bool, TrainError> {
     match rank < size {
         true => Ok(size == 1),
         false => Err(TrainError::Launch(format!(
-            "the environment says rank {rank} of {size}"
+            "the environment says rank {rank} of {size} (ranks count from 0)"
         ))),
     }
 }
