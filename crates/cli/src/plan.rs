@@ -336,7 +336,7 @@ fn outlook_text(outlook: &Outlook, step: f64, cuda: bool) -> String {
             match a.why_not {
                 None => "",
                 Some(Why::Sure) =>
-                    ", not chosen: with all state on the device a step is about as fast, and surer",
+                    ", not chosen: with all state on the device a step takes about as long, and its time varies less",
                 Some(Why::Writes) =>
                     ", not chosen: it writes more to the drives than plan.min_gain or budget.disk_writes allow",
                 Some(Why::Unseen) => ", not chosen: the search ended before it was looked at",

@@ -71,13 +71,13 @@ impl Kept {
     }
 
     /// The last step that is saved; `None` where no step has begun, or drives hold more than is known here.
-    fn step(&self) -> Option<u64> {
+    pub fn step(&self) -> Option<u64> {
         let known = self.begun.load(Ordering::Acquire) && !self.durable.load(Ordering::Acquire);
         known.then(|| self.step.load(Ordering::Acquire))
     }
 
     /// What becomes of the run, behind "stopped by SIGINT".
-    fn words(&self) -> String {
+    pub fn words(&self) -> String {
         if !self.begun.load(Ordering::Acquire) {
             return String::new();
         }

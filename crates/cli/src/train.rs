@@ -48,7 +48,8 @@ pub fn train(args: &TrainArgs, out: Out, watch: &Watch) -> Answer {
         0 => lead(args, &run, Some(&met), out, watch),
         rank => {
             let ended = match follow(&run, &met, &watch.requests) {
-                Err(e) => Some(ended_by(&e).or_else(|| ended_too(&e, watch)).ok_or(e)?),
+                // What is saved is rank 0's to say.
+                Err(e) => Some(ended_by(&e, "").or_else(|| ended_too(&e, watch)).ok_or(e)?),
                 Ok(signal) => signal.map(|signal| Signal::of_another(Some(signal))),
             };
             Ok(answer_of(rank, ended))
@@ -71,12 +72,15 @@ fn between_ranks(e: &TrainError) -> Option<&CommError> {
     }
 }
 
-/// The signal that has ended another rank's process at once, where that is all that is wrong. Says so.
-fn ended_by(e: &TrainError) -> Option<Signal> {
+/// The signal that has ended another rank's process at once, where that is all that is wrong. Says so, and what becomes
+/// of the run.
+fn ended_by(e: &TrainError, kept: &str) -> Option<Signal> {
     let CommError::Signalled { rank, signal, name } = between_ranks(e)? else {
         return None;
     };
-    complain(&format!("the process of rank {rank} was ended by {name}"));
+    complain(&format!(
+        "the process of rank {rank} was ended by {name}{kept}"
+    ));
     Some(Signal::of_another(Some(*signal)))
 }
 
@@ -111,8 +115,12 @@ fn lead(args: &TrainArgs, run: &Run, met: Option<&Met>, out: Out, watch: &Watch)
     show.end();
     let report = match result {
         // Of a launch all processes end with the code of the signal that ended one at once.
-        Err(e) if met.is_some() => match ended_by(&e) {
-            Some(signal) => return Ok(answer_of(0, Some(signal))),
+        Err(e) if met.is_some() => match ended_by(&e, &watch.kept.words()) {
+            Some(signal) => {
+                let (mut answer, code) = answer_of(0, Some(signal));
+                answer["saved_step"] = json!(watch.kept.step());
+                return Ok((answer, code));
+            }
             None => return Err(e.into()),
         },
         result => result?,

@@ -217,8 +217,8 @@ impl StateFile {
         Ok(bytes)
     }
 
-    /// The file goes, whatever its header says: its name now, its bytes when it is closed. Nobody who is killed between
-    /// the two leaves a name to a state of which other files are gone already.
+    /// The file goes, whatever its header says: its name now, its bytes when it is closed. So a kill between the
+    /// two leaves no name that leads to part of a state.
     pub(crate) fn discard(&self) {
         self.keep.store(false, Ordering::Relaxed);
         self.unlink();
