@@ -1,6 +1,6 @@
 //! What several ranks exchange: bytes alone. One trait, four backends: for the CPU device [`Threads`] of one process
 //! and [`Sockets`] between processes, and for GPUs [`cuda::Copies`](crate::cuda::Copies) of one process that reach each
-//! other's memory and [`cuda::NcclComm`](crate::cuda::NcclComm) for all.
+//! other's memory and [`cuda::NcclComm`](crate::cuda::NcclComm) for all others.
 //!
 //! Every rank makes the same collectives in the same order. A collective moves bytes and computes nothing: sums of
 //! what came are kernels of our own, in the order of ranks, so no library's algorithm decides a bit.
@@ -250,6 +250,16 @@ pub enum CommError {
         other: usize,
         /// What that other rank makes.
         others: String,
+    },
+    /// The environment asks for a way between GPUs that there is not.
+    #[error(
+        "{name}={value}: the ways between GPUs are 'nccl' and, where it is not set, copies if they can be made"
+    )]
+    Way {
+        /// The variable.
+        name: &'static str,
+        /// The value, which names no way.
+        value: String,
     },
     /// The library or the device refused.
     #[error(transparent)]

@@ -70,9 +70,17 @@ impl Group {
     /// arrive. They wait for each other no longer than `limit`.
     ///
     /// # Errors
-    /// NCCL is missing, or cannot connect them within the limit.
+    /// NCCL is missing, or cannot connect them within the limit; another value of `LOWTIDE_EXCHANGE`; the driver's.
     pub fn cuda(gpus: Vec<Gpu>, limit: Duration) -> Result<Self, CommError> {
-        if std::env::var_os("LOWTIDE_EXCHANGE").is_none_or(|way| way != "nccl")
+        const WAY: &str = "LOWTIDE_EXCHANGE";
+        let asked = std::env::var(WAY).unwrap_or_default();
+        if !["", "nccl"].contains(&&*asked) {
+            return Err(CommError::Way {
+                name: WAY,
+                value: asked,
+            });
+        }
+        if asked.is_empty()
             && let Some(comms) = Copies::group(&gpus, limit)?
         {
             return Ok(Self::on_gpus(gpus, comms));

@@ -8,12 +8,16 @@ fn one(advice: &str) -> Vec<String> {
     vec![advice.to_owned()]
 }
 
+/// How to find out about a way between GPUs.
+const WAYS: &str = "where GPUs exchange by NCCL (the line of the device says it), NCCL_DEBUG=INFO tells what NCCL does; \
+                    where they copy, LOWTIDE_EXCHANGE=nccl takes the other way";
+
 /// What to do about ranks that were at work.
 pub fn advice(e: &CommError) -> Vec<String> {
     match e {
         CommError::Cuda(e) => cuda_advice(e),
         CommError::Missing { .. } | CommError::Unended { .. } => {
-            one("a GPU or the way to it stands still: NCCL_DEBUG=INFO tells what NCCL does")
+            one(&format!("a GPU or the way to it stands still: {WAYS}"))
         }
         CommError::Unconnected { .. } => one(
             "NCCL_DEBUG=INFO tells what NCCL does, NCCL_SOCKET_IFNAME which network it takes; between hosts it listens at \
@@ -37,6 +41,7 @@ pub fn advice(e: &CommError) -> Vec<String> {
         CommError::Stopped { .. } => one(
             "what that rank has printed tells more; the newest checkpoint, if one was written, is whole",
         ),
+        CommError::Way { .. } => one("unset it, or give it the value nccl"),
         CommError::Differs { .. } => Vec::new(),
     }
 }
@@ -49,9 +54,11 @@ pub fn are_in(chain: &str) -> bool {
 /// What to do about ranks whose lanes stand still, which on GPUs may be the way between them.
 pub fn standstill_advice() -> Vec<String> {
     vec![
-        "where a lane waits in an exchange, a GPU or the way to it may stand still: NCCL_DEBUG=INFO tells what NCCL does"
+        format!(
+            "where a lane waits in an exchange, a GPU or the way to it may stand still: {WAYS}"
+        ),
+        "otherwise this is a bug in lowtide: please report it with the command and its output"
             .to_owned(),
-        "otherwise this is a bug in lowtide: please report it with the command and its output".to_owned(),
     ]
 }
 

@@ -7,6 +7,9 @@ use super::{Collective, Comm, CommError, World, described};
 use crate::Queue;
 use crate::view::{Dst, Src};
 
+/// How long the others are waited for before it is looked how long that was.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Ranks that are threads of one process and exchange bytes of the host's memory.
 #[derive(Debug)]
 pub struct Threads {
@@ -85,6 +88,16 @@ impl Meeting {
         self.fail(self.lock(), CommError::Stopped { rank, why });
     }
 
+    /// Nobody meets here any more, for this reason unless there is one already, which is returned.
+    pub fn end(&self, error: CommError) -> CommError {
+        self.fail(self.lock(), error)
+    }
+
+    /// How many collectives all ranks have left.
+    pub fn number(&self) -> u64 {
+        self.lock().number
+    }
+
     /// Why nobody meets here any more, if so.
     pub fn stopped(&self) -> Option<CommError> {
         self.lock().failed.clone()
@@ -101,12 +114,13 @@ impl Meeting {
         collective: &str,
         ready: impl Fn(&Here) -> bool,
     ) -> Result<MutexGuard<'h, Here>, CommError> {
-        let begin = Instant::now();
+        let mut waited = Duration::ZERO;
         while !ready(&here) {
             if let Some(error) = &here.failed {
                 return Err(error.clone());
             }
-            let Some(left) = self.limit.checked_sub(begin.elapsed()) else {
+            let left = self.limit.saturating_sub(waited);
+            if left.is_zero() {
                 let rank = here.ranks.iter().position(Option::is_none);
                 let error = CommError::Missing {
                     rank: rank.unwrap_or(0),
@@ -115,9 +129,12 @@ impl Meeting {
                     seconds: self.limit.as_secs(),
                 };
                 return Err(self.fail(here, error));
-            };
-            let waited = self.changed.wait_timeout(here, left);
-            here = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            let (begin, look) = (Instant::now(), LOOK.min(left));
+            let changed = self.changed.wait_timeout(here, look);
+            here = changed.unwrap_or_else(PoisonError::into_inner).0;
+            // Not what this process was stopped for.
+            waited += begin.elapsed().min(look);
         }
         Ok(here)
     }
@@ -233,7 +250,7 @@ impl Comm for Threads {
         };
         self.meeting.meet(rank, what, brought, |all| {
             for (r, theirs) in all.iter().enumerate() {
-                // SAFETY: this rank has not gone yet, so none has.
+                // SAFETY: no rank returns before all have gone, and this one has not.
                 let theirs = unsafe { theirs.read() };
                 for s in collective.stretches {
                     let (at, from) = collective.places((rank, row), s, r);

@@ -2,6 +2,8 @@
 
 mod group;
 
+pub(super) use group::ends_within;
+
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::sync::Arc;

@@ -243,7 +243,7 @@ impl Queue {
     }
 
     /// Blocks until everything given to it is done, also where something could not be given.
-    fn finish(&self) -> Result<(), CudaError> {
+    pub(super) fn finish(&self) -> Result<(), CudaError> {
         self.gpu.bind()?;
         // SAFETY: our own stream.
         let done = ok("cuStreamSynchronize", unsafe {

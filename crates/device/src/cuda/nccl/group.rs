@@ -451,26 +451,38 @@ impl Group {
         link: usize,
         mut is_done: impl FnMut() -> Result<bool, CudaError>,
     ) -> Result<(), CommError> {
-        let (mut last, mut waited) = (Instant::now(), Duration::ZERO);
-        while !is_done()? {
-            // Not what this process was stopped for.
-            waited += last.elapsed().min(LOOK);
-            last = Instant::now();
-            if waited < SPIN {
-                std::hint::spin_loop();
-            } else if waited < self.limit && self.stopped().is_none() {
-                std::thread::sleep(PAUSE);
-            } else {
-                let error = self.stopped().unwrap_or_else(|| self.fail(self.late(link)));
-                let aborted = Instant::now();
-                while aborted.elapsed() < FREED && !is_done()? {
-                    std::thread::sleep(PAUSE);
-                }
-                return Err(error);
-            }
+        if ends_within(self.limit, &mut is_done, || self.stopped().is_some())? {
+            return self.stopped().map_or(Ok(()), Err);
         }
-        self.stopped().map_or(Ok(()), Err)
+        let error = self.stopped().unwrap_or_else(|| self.fail(self.late(link)));
+        let aborted = Instant::now();
+        while aborted.elapsed() < FREED && !is_done()? {
+            std::thread::sleep(PAUSE);
+        }
+        Err(error)
     }
+}
+
+/// Waits until a stream is done; false where that takes longer than the limit, or the group has `ended` before.
+pub(in crate::cuda) fn ends_within(
+    limit: Duration,
+    mut is_done: impl FnMut() -> Result<bool, CudaError>,
+    ended: impl Fn() -> bool,
+) -> Result<bool, CudaError> {
+    let (mut last, mut waited) = (Instant::now(), Duration::ZERO);
+    while !is_done()? {
+        // Not what this process was stopped for.
+        waited += last.elapsed().min(LOOK);
+        last = Instant::now();
+        if waited < SPIN {
+            std::hint::spin_loop();
+        } else if waited < limit && !ended() {
+            std::thread::sleep(PAUSE);
+        } else {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Drop for Guarded {
