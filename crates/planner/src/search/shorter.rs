@@ -35,7 +35,9 @@ pub(super) fn looked_at(r: &Request<'_>) -> Option<u32> {
     let w = r.workload;
     let (knobs, seen) = (Knobs::new(r, Direct::NONE), Seen::default());
     let most = Search::new(*r, &knobs, &seen).most_in_a_part();
-    let looked_at = (ROUNDS * most).max(LOOKED_AT);
+    // More than a round that is pinned, which would not be one of a batch as short.
+    let rounds = ROUNDS.saturating_mul(most.max(r.pins.round));
+    let looked_at = rounds.max(LOOKED_AT);
     let looked_at = looked_at.next_multiple_of(w.sums());
     let whole = r.pins.order == Some(LoopOrder::LayerMajor) && r.pins.round == 0;
     let longer = w.batch.accumulate >= 2 * looked_at && waiting(w) > 0;
@@ -135,6 +137,17 @@ mod tests {
         assert!(fits(&need, &r.budgets), "{need:?}");
         // Without room for what waits between rounds nothing is returned that does not fit.
         assert!(best(&request(&w, &m, waiting(&w) * 65_536 - 1)).is_none());
+    }
+
+    /// Rounds that are pinned are longer than the shortest batch that is looked at.
+    #[test]
+    fn rounds_that_are_pinned_stay_in_a_long_batch() {
+        let (w, m) = (workload(3, 16_384), machine());
+        let mut r = request(&w, &m, 1 << 40);
+        r.pins.order = Some(LoopOrder::LayerMajor);
+        r.pins.round = LOOKED_AT;
+        let found = best(&r).expect("it fits");
+        assert_eq!(found.best.choice.round, LOOKED_AT);
     }
 
     #[test]
