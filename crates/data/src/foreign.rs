@@ -32,7 +32,7 @@ pub enum ForeignFile {
     /// The pointer that Git LFS leaves in place of a file.
     LfsPointer,
     /// A text in UTF-16.
-    Utf16,
+    Utf16(&'static str),
     /// Lines that end as on old Macintosh systems: with a carriage return alone.
     CarriageReturns,
 }
@@ -47,7 +47,7 @@ impl fmt::Display for ForeignFile {
             Self::Zip => "a zip archive",
             Self::Html => "a web page (HTML)",
             Self::LfsPointer => "a Git LFS pointer, not the file itself",
-            Self::Utf16 => "a text in UTF-16",
+            Self::Utf16(_) => "a text in UTF-16",
             Self::CarriageReturns => "a file whose lines end with a carriage return alone",
         })
     }
@@ -77,16 +77,16 @@ fn recognised(head: &[u8]) -> Option<ForeignFile> {
         (b"ARROW1", ForeignFile::Arrow),
         (b"BZh", ForeignFile::Compressed),
         (b"\xfd7zXZ", ForeignFile::Compressed),
-        (b"\xff\xfe", ForeignFile::Utf16),
-        (b"\xfe\xff", ForeignFile::Utf16),
+        (b"\xff\xfe", ForeignFile::Utf16("UTF-16")),
+        (b"\xfe\xff", ForeignFile::Utf16("UTF-16")),
         // The stream format of Arrow: a continuation mark before the first message's length.
         (b"\xff\xff\xff\xff", ForeignFile::Arrow),
     ];
     if let Some((_, what)) = magics.iter().find(|(magic, _)| head.starts_with(magic)) {
         return Some(*what);
     }
-    if is_utf16(head) {
-        return Some(ForeignFile::Utf16);
+    if let Some(name) = unmarked_utf16(head) {
+        return Some(ForeignFile::Utf16(name));
     }
     let text = String::from_utf8_lossy(head);
     if !text.contains('\n') && text.contains("}\r{") {
@@ -111,16 +111,20 @@ fn recognised(head: &[u8]) -> Option<ForeignFile> {
     }
 }
 
-/// Whether a text without a mark at its begin is UTF-16: of the first characters, which are ASCII where records begin,
-/// every second byte is 0.
-fn is_utf16(head: &[u8]) -> bool {
+/// Whether a text without a mark at its begin is UTF-16, and of which order of bytes: of the first characters, which
+/// are ASCII where records begin, every second byte is 0.
+fn unmarked_utf16(head: &[u8]) -> Option<&'static str> {
     let (pairs, _) = head[..head.len().min(32)].as_chunks::<2>();
     let all = |zero: usize| {
         pairs
             .iter()
             .all(|pair| pair[zero] == 0 && pair[1 - zero] != 0)
     };
-    pairs.len() >= 2 && (all(0) || all(1))
+    match pairs.len() >= 2 {
+        true if all(0) => Some("UTF-16BE"),
+        true if all(1) => Some("UTF-16LE"),
+        _ => None,
+    }
 }
 
 /// What a record is of that fits no format.
@@ -218,7 +222,9 @@ mod tests {
             (b"\x1f\x8b\x08", Some(ForeignFile::Compressed)),
             (b"PK\x03\x04", Some(ForeignFile::Zip)),
             (b"\xff\xff\xff\xff\x10", Some(ForeignFile::Arrow)),
-            (b"\xff\xfe{\0", Some(ForeignFile::Utf16)),
+            (b"\xff\xfe{\0", Some(ForeignFile::Utf16("UTF-16"))),
+            (b"\0{\0\"\0t", Some(ForeignFile::Utf16("UTF-16BE"))),
+            (b"{\0\"\0t\0", Some(ForeignFile::Utf16("UTF-16LE"))),
             (b"<!DOCTYPE html><html>", Some(ForeignFile::Html)),
             (b"<html>\n\n{ \"text\": 1", Some(ForeignFile::Html)),
             (b"<?xml version='1.0'?><Error>", Some(ForeignFile::Html)),

@@ -4,7 +4,7 @@
 //! back; a content that is a list of parts of text, as OpenAI's and multimodal data have it; and tools in a string,
 //! as Arrow and Parquet keep them.
 
-use lowtide_files::json_words;
+use lowtide_files::{Unique, json_words};
 use serde_json::{Map, Value, json};
 
 use super::foreign;
@@ -80,10 +80,7 @@ fn calls(value: &Value, place: &str) -> Result<Value, RecordProblem> {
     let inner;
     let value = match value {
         Value::String(text) => {
-            inner = serde_json::from_str(text).map_err(|e| RecordProblem::InnerJson {
-                field: place.to_owned(),
-                reason: json_words(&e),
-            })?;
+            inner = inner_json(text, place)?;
             &inner
         }
         value => value,
@@ -181,18 +178,22 @@ fn check(fields: &Map<String, Value>, place: &str) -> Result<(), RecordProblem> 
     }
 }
 
+/// JSON that stands in a string, in which no key may be there twice.
+fn inner_json(text: &str, field: &str) -> Result<Value, RecordProblem> {
+    let read = serde_json::from_str::<Unique>(text);
+    let read = read.map_err(|e| RecordProblem::InnerJson {
+        field: field.to_owned(),
+        reason: json_words(&e),
+    })?;
+    Ok(read.0)
+}
+
 /// The tools of a record. Arrow and Parquet hold lists of objects as strings, so a string is read as
 /// the JSON in it; so is one that stands for a single tool.
 pub(super) fn tools(value: Option<Value>, field: &str) -> Result<Option<Value>, RecordProblem> {
-    let inner = |text: &str, field: &str| {
-        serde_json::from_str(text).map_err(|e| RecordProblem::InnerJson {
-            field: field.to_owned(),
-            reason: json_words(&e),
-        })
-    };
     let value = match value {
         Some(Value::String(text)) if text.trim().is_empty() => None,
-        Some(Value::String(text)) => Some(inner(&text, field)?),
+        Some(Value::String(text)) => Some(inner_json(&text, field)?),
         value => value,
     };
     let mut list = match value {
@@ -203,7 +204,7 @@ pub(super) fn tools(value: Option<Value>, field: &str) -> Result<Option<Value>, 
     for (i, tool) in list.iter_mut().enumerate() {
         let place = format!("{field}[{i}]");
         if let Value::String(text) = tool {
-            *tool = inner(text, &place)?;
+            *tool = inner_json(text, &place)?;
         }
         if !tool.is_object() {
             return Err(wrong_type(&place, "an object", tool));

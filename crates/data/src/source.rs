@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
+use lowtide_files::Unique;
 use serde_json::{Map, Value};
 
 use super::csv::Csv;
@@ -141,10 +142,14 @@ pub(super) fn put(
     let value = match json {
         false => Value::String(text),
         true if text.trim().is_empty() => return Ok(()),
-        true => serde_json::from_str(&text).map_err(|e| RecordProblem::InnerJson {
-            field: name.to_owned(),
-            reason: lowtide_files::json_words(&e),
-        })?,
+        true => {
+            let read = serde_json::from_str::<Unique>(&text);
+            let read = read.map_err(|e| RecordProblem::InnerJson {
+                field: name.to_owned(),
+                reason: lowtide_files::json_words(&e),
+            })?;
+            read.0
+        }
     };
     record.insert(name.to_owned(), value);
     Ok(())

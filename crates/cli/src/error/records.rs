@@ -148,7 +148,7 @@ pub fn conversion(what: ForeignFile, path: &Path) -> Vec<String> {
         }
         ForeignFile::LfsPointer => "git lfs pull brings the file itself".to_owned(),
         ForeignFile::CarriageReturns => format!("tr '\\r' '\\n' < {file} > {new}"),
-        ForeignFile::Utf16 => format!("iconv -f UTF-16 -t UTF-8 {file} > {new}"),
+        ForeignFile::Utf16(name) => format!("iconv -f {name} -t UTF-8 {file} > {new}"),
     };
     vec![text]
 }

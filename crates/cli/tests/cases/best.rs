@@ -357,7 +357,14 @@ fn weak_evaluations_and_foreign_lines_are_named() {
         .refused(&["carriage return alone", "tr '\\r' '\\n'"]);
     let wide: Vec<u8> = records.encode_utf16().flat_map(u16::to_le_bytes).collect();
     case.write("d.jsonl", wide);
-    case.train(&[]).refused(&["UTF-16", "iconv"]);
+    case.train(&[]).refused(&["UTF-16", "iconv -f UTF-16LE"]);
+    // A list in a cell of CSV is JSON, too.
+    let cell =
+        r#"[{"role":"user","content":"x"},{"role":"assistant","content":"Rabat","content":"Fes"}]"#;
+    let cell = cell.replace('"', "\"\"");
+    case.write("d.csv", format!("messages\n\"{cell}\"\n"));
+    case.train(&["data.train=[d.csv]"])
+        .refused(&["key 'content' is there twice"]);
 }
 
 /// A whole number of `data.eval_split` is one of examples.
