@@ -318,8 +318,8 @@ fn advice(e: &TrainError) -> Vec<String> {
         ),
         TrainError::NonFinite { checkpoint, .. } => {
             let mut lines = vec![
-                "lower train.learning_rate or lengthen its warm-up; \
-                 train.on_nonfinite=skip leaves such steps out"
+                "clip gradients (train.clip.mode=exact, a smaller train.clip.norm), lower train.learning_rate or \
+                 lengthen its warm-up; train.on_nonfinite=skip leaves out steps whose loss or norm is not finite"
                     .to_owned(),
             ];
             lines.push(newest(checkpoint.as_deref()));
@@ -367,8 +367,8 @@ fn advice(e: &TrainError) -> Vec<String> {
         TrainError::OwnOutput { .. } => one("export to a directory of its own, such as one beside it"),
         TrainError::Taken { .. } => one("give a directory that is not there yet, or move away what is"),
         TrainError::NoCheckpoint { .. } => one(
-            "a run saves when checkpoint.every_steps or checkpoint.every_minutes says so, and at its end; --checkpoint DIR \
-             exports one of another directory",
+            "a run saves when checkpoint.every_steps, checkpoint.every_epochs or checkpoint.every_minutes says so, and at \
+             its end; --checkpoint DIR exports one of another directory",
         ),
         TrainError::Locked { .. } => {
             one("wait for that run to end, or give this one another directory: --set output=DIR")

@@ -28,7 +28,7 @@ fn a_refusal_names_less_host_memory_than_all_that_can_lie_there() {
     assert!(host < 0.95 * all as f64, "{host}");
     let error = refused["error"].as_str().expect("an error");
     assert!(
-        error.contains("allowed are device 24.0 GiB, host 32.0 GiB"),
+        error.contains("does not fit in device 24.0 GiB, host 32.0 GiB"),
         "{error}"
     );
 }

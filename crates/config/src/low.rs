@@ -177,12 +177,13 @@ impl Low {
         Err(no_key(section, key, at))
     }
 
-    /// Where an override names one key of an exclusive group, the file's others are dropped.
+    /// Where an override names one key of an exclusive group, the file's others are dropped: also where it turns off
+    /// what happens each so many steps.
     fn overrule(&mut self) {
         for group in EXCLUSIVE {
             if group
                 .iter()
-                .any(|key| self.was_set(key) && self.chosen(key))
+                .any(|key| self.was_set(key) && (self.chosen(key) || key.ends_with(".every_steps")))
             {
                 self.given
                     .retain(|key, typed| !group.contains(key) || matches!(typed.at, Place::Set(_)));

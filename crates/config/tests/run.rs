@@ -411,6 +411,11 @@ fn an_override_of_one_exclusive_key_drops_the_file_s_other() {
     assert!(r.data.eval.is_empty() && r.data.eval_split == 0.1);
     let r = run("data: {train: t, eval: e}", &["data.eval_split=0"]);
     assert_eq!(r.data.eval.len(), 1, "no split is no choice");
+    let epochs =
+        "data: {train: t, eval: e}\neval: {every_epochs: 1}\ncheckpoint: {every_epochs: 1}";
+    let r = run(epochs, &["eval.every_steps=0", "checkpoint.every_steps=0"]);
+    assert_eq!(r.eval.every_epochs, None, "nothing on the way is asked for");
+    assert_eq!(r.checkpoint.every_epochs, None);
     let r = run("train: {clip: {norm: 2}}", &["train.clip.mode=none"]);
     assert_eq!(
         r.train.clip.mode,

@@ -269,7 +269,7 @@ fn values_that_no_key_takes() {
         ("data.packing=maybe", &["data.packing"]),
         ("data.train={a: b}", &["data.train"]),
         ("data.train=[[a]]", &["data.train[0]"]),
-        ("data.eval_split=2", &["data.eval_split"]),
+        ("data.eval_split=2.5", &["data.eval_split"]),
         ("plan.weights=moon", &["plan.weights", "device"]),
         ("plan.recompute=-1", &["plan.recompute"]),
         (

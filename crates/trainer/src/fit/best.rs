@@ -329,7 +329,8 @@ impl Fit<'_> {
             step,
             by: word(self.run.checkpoint.keep_best).to_owned(),
             value: f64::from_bits(self.state.best.value),
-            lost: self.best_lost || !checkpoint::path_of(&self.run.output, step).is_dir(),
+            lost: self.best_lost
+                || !checkpoint::path_of(self.output.folder().path(), step).is_dir(),
         })
     }
 
@@ -339,7 +340,7 @@ impl Fit<'_> {
         let Some(step) = self.kept_best().filter(|&step| step < self.state.step) else {
             return Ok(None);
         };
-        let dir = checkpoint::path_of(&self.run.output, step);
+        let dir = checkpoint::path_of(self.output.folder().path(), step);
         if !dir.is_dir() {
             self.observer.note(&format!(
                 "warning: {}: the checkpoint of the best evaluation is not there; the model is that of the last step",

@@ -322,7 +322,11 @@ impl Fit<'_> {
             },
             e => self.of_state(self.state.step, e),
         });
-        before.and(saved)
+        match (before, saved) {
+            // Of such a state no model is written.
+            (_, Err(e @ TrainError::NonFinite { .. })) => Err(e),
+            (before, saved) => before.and(saved),
+        }
     }
 
     /// Says of a state with numbers that are none which step it is of: nothing can be trained from it, and no
