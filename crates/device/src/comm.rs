@@ -256,7 +256,7 @@ pub enum CommError {
         "{name}={value}: the ways between GPUs are 'nccl' and, where it is not set, copies if they can be made"
     )]
     Way {
-        /// The variable.
+        /// The variable that asks for it.
         name: &'static str,
         /// The value, which names no way.
         value: String,
