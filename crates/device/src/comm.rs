@@ -24,14 +24,14 @@ pub use life::Ask;
 pub use processes::{MeetError, Meeting, Party, Rendezvous};
 pub use sockets::Sockets;
 pub use threads::Threads;
-pub(crate) use threads::{Brought, Meeting as Turn};
+pub(crate) use threads::{Brought, Turn};
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::Queue;
 use crate::cuda::{CudaError, Gpu, NcclComm, Queue as Stream};
-use crate::view::{Dst, Src};
+use crate::view::{Dst, Place, Src};
 
 /// Which rank of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +116,18 @@ impl Collective<'_> {
     fn whole(&self, ranks: usize) -> usize {
         let ends = self.stretches.iter().map(|s| s.whole + ranks * s.bytes);
         ends.max().unwrap_or(0)
+    }
+
+    /// Panics unless both ranges lie on the rank's own device: a mistake in the plan.
+    pub(crate) fn lies_on(&self, here: Place, from: Src<'_>, to: &Dst<'_>) {
+        assert!(
+            from.place() == here && to.place() == here,
+            "{} of {} from {:?} to {:?}",
+            self.pattern,
+            self.name,
+            from.place(),
+            to.place()
+        );
     }
 
     /// Whether the bytes given are enough for the bytes that it moves. Panics otherwise: a mistake in the plan.

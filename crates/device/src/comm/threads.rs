@@ -14,7 +14,7 @@ const LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Threads {
     rank: usize,
-    meeting: Arc<Meeting>,
+    turn: Arc<Turn>,
 }
 
 /// Where a rank's bytes are while it waits for the others.
@@ -37,7 +37,7 @@ impl Brought {
 
 /// Where the threads of one collective wait for each other; the next one uses it again.
 #[derive(Debug)]
-pub(crate) struct Meeting {
+pub(crate) struct Turn {
     here: Mutex<Here>,
     changed: Condvar,
     limit: Duration,
@@ -58,16 +58,16 @@ impl Threads {
     /// So many ranks, in order. One that does not come within `limit` is an error of those that wait for it.
     #[must_use]
     pub fn group(ranks: usize, limit: Duration) -> Vec<Self> {
-        let meeting = Arc::new(Meeting::new(ranks, limit));
+        let turn = Arc::new(Turn::new(ranks, limit));
         let of = |rank| Self {
             rank,
-            meeting: Arc::clone(&meeting),
+            turn: Arc::clone(&turn),
         };
         (0..ranks).map(of).collect()
     }
 }
 
-impl Meeting {
+impl Turn {
     /// Of so many ranks, each of which is waited for as long as `limit`.
     pub fn new(ranks: usize, limit: Duration) -> Self {
         Self {
@@ -178,7 +178,7 @@ impl Meeting {
         let here = self.until(here, &what, |h| h.ranks.iter().all(Option::is_some))?;
         let all: Vec<Brought> = here.ranks.iter().flatten().map(|at| at.1).collect();
         let leaves = Leaves {
-            meeting: self,
+            turn: self,
             number: here.number,
             rank,
         };
@@ -195,14 +195,14 @@ impl Meeting {
 
 /// A rank that takes what the others brought. However that ends, it waits until all have: its own bytes may go then.
 struct Leaves<'m> {
-    meeting: &'m Meeting,
+    turn: &'m Turn,
     number: u64,
     rank: usize,
 }
 
 impl Drop for Leaves<'_> {
     fn drop(&mut self) {
-        let mut here = self.meeting.lock();
+        let mut here = self.turn.lock();
         if std::thread::panicking() {
             here.failed.get_or_insert(CommError::Stopped {
                 rank: self.rank,
@@ -214,10 +214,10 @@ impl Drop for Leaves<'_> {
             here.ranks.fill(None);
             here.gone = 0;
             here.number += 1;
-            self.meeting.changed.notify_all();
+            self.turn.changed.notify_all();
         }
         while here.number == self.number {
-            let changed = &self.meeting.changed;
+            let changed = &self.turn.changed;
             here = changed.wait(here).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -227,7 +227,7 @@ impl Comm for Threads {
     fn world(&self) -> World {
         World {
             rank: self.rank,
-            size: self.meeting.lock().ranks.len(),
+            size: self.turn.lock().ranks.len(),
         }
     }
 
@@ -248,7 +248,7 @@ impl Comm for Threads {
             address: own.as_ptr() as usize,
             bytes: own.len(),
         };
-        self.meeting.meet(rank, what, brought, |all| {
+        self.turn.meet(rank, what, brought, |all| {
             for (r, theirs) in all.iter().enumerate() {
                 // SAFETY: no rank returns before all have gone, and this one has not.
                 let theirs = unsafe { theirs.read() };
@@ -261,11 +261,11 @@ impl Comm for Threads {
     }
 
     fn stop(&self, why: &str) {
-        self.meeting.stop(self.rank, why);
+        self.turn.stop(self.rank, why);
     }
 
     fn stopped(&self) -> Option<CommError> {
-        self.meeting.stopped()
+        self.turn.stopped()
     }
 
     fn by(&self) -> String {
@@ -419,10 +419,10 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_rank_that_panics_while_it_takes() {
         let ranks = Threads::group(2, Duration::from_secs(100));
-        let meeting = Arc::clone(&ranks[0].meeting);
+        let turn = Arc::clone(&ranks[0].turn);
         let (sender, ends) = std::sync::mpsc::channel();
         let meet = |rank: usize| {
-            let (meeting, sender) = (Arc::clone(&meeting), sender.clone());
+            let (turn, sender) = (Arc::clone(&turn), sender.clone());
             std::thread::spawn(move || {
                 let take = |_: &[Brought]| assert!(rank == 0, "its memory is gone");
                 let brought = Brought {
@@ -430,7 +430,7 @@ mod tests {
                     bytes: 0,
                 };
                 let end = std::panic::AssertUnwindSafe(|| {
-                    meeting.meet(rank, "it".to_owned(), brought, take)
+                    turn.meet(rank, "it".to_owned(), brought, take)
                 });
                 let end = std::panic::catch_unwind(end);
                 let _ = sender.send((rank, end.ok()));

@@ -70,11 +70,9 @@ impl Copies {
                 }
             }
         }
-        let of = |limit| Self::connected(gpus, limit);
-        let tried = of(limit)?;
-        Ok(match arrives(&tried)? {
-            // The trial's group ends with its ranks.
-            true => Some(of(limit)?),
+        // The trial's group ends with its ranks.
+        Ok(match arrives(&Self::connected(gpus, limit)?)? {
+            true => Some(Self::connected(gpus, limit)?),
             false => None,
         })
     }
@@ -153,15 +151,7 @@ impl Comm for Copies {
         let ranks = &self.group.ranks;
         let own = &ranks[self.rank];
         collective.fits(ranks.len(), from, &to);
-        let here = Place::Cuda(own.gpu.ordinal());
-        assert!(
-            from.place() == here && to.place() == here,
-            "{} of {} from {:?} to {:?}",
-            collective.pattern,
-            collective.name,
-            from.place(),
-            to.place()
-        );
+        collective.lies_on(Place::Cuda(own.gpu.ordinal()), from, &to);
         let stream = queue.cuda().expect("a stream of the rank's GPU");
         own.gpu.bind()?;
         // Others have waited for its record of the collective before: they are past that one's meeting.

@@ -1,8 +1,8 @@
 //! With a stub in cuFile's place: a library in C by NVIDIA's documentation, on the host's memory.
 
 use std::path::PathBuf;
-use std::process::Command;
 
+use super::super::stub;
 use super::*;
 
 /// What the stub does: all that is asked; keeps compatibility mode on; supports nothing; has no driver; refuses files;
@@ -97,17 +97,7 @@ struct Stub {
 
 /// Compiles and opens the stub. None without a C compiler, as on a machine that has only the tests' programs.
 fn stub(dir: &Path) -> Option<Stub> {
-    let (source, file) = (dir.join("stub.c"), dir.join("libcufile.so.0"));
-    std::fs::write(&source, STUB).expect("written");
-    let compiled = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-o"])
-        .args([&file, &source])
-        .status();
-    if !compiled.ok()?.success() {
-        return None;
-    }
-    // SAFETY: the library above, which does nothing when it is loaded.
-    let lib = unsafe { libloading::Library::new(&file) }.expect("it loads");
+    let lib = stub::opened(dir, STUB, "libcufile.so.0")?;
     // SAFETY: the types are those of the source above.
     let (mode, registered) = unsafe {
         (

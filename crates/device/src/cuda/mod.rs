@@ -21,6 +21,8 @@ mod nccl;
 mod nvml;
 mod pace;
 mod queue;
+#[cfg(test)]
+mod stub;
 
 pub use blas::{Format, NoAlgorithm, PRODUCT_WORKSPACE, Plus, Product, product};
 pub use copies::Copies;

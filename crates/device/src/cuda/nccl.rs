@@ -221,15 +221,7 @@ impl Comm for NcclComm {
     ) -> Result<(), CommError> {
         let size = self.group.size;
         collective.fits(size, from, &to);
-        let here = Place::Cuda(self.gpu.ordinal());
-        assert!(
-            from.place() == here && to.place() == here,
-            "{} of {} from {:?} to {:?}",
-            collective.pattern,
-            collective.name,
-            from.place(),
-            to.place()
-        );
+        collective.lies_on(Place::Cuda(self.gpu.ordinal()), from, &to);
         let stream = queue.cuda().expect("a stream of the rank's GPU").stream();
         self.gpu.bind()?;
         let places = (from.address(), to.address(), to.bytes() / size);

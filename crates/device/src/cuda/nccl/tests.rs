@@ -1,11 +1,11 @@
 //! With a stub in NCCL's place: a library in C by NVIDIA's documentation, which waits where NCCL does.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use super::super::stub;
 use super::*;
 use crate::comm::{Meeting, Pattern, Stretch};
 
@@ -86,17 +86,7 @@ struct Stub {
 /// Compiles and opens the stub, one for each test: a library of its own name. None without a C compiler, as on a
 /// machine that has only the tests' programs.
 fn stub(dir: &Path) -> Option<Stub> {
-    let (source, file) = (dir.join("stub.c"), dir.join("libnccl.so.2"));
-    std::fs::write(&source, STUB).expect("written");
-    let compiled = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-o"])
-        .args([&file, &source])
-        .status();
-    if !compiled.ok()?.success() {
-        return None;
-    }
-    // SAFETY: the library above, which does nothing when it is loaded.
-    let lib = unsafe { libloading::Library::new(&file) }.expect("it loads");
+    let lib = stub::opened(dir, STUB, "libnccl.so.2")?;
     // SAFETY: the types are those of the source above.
     let (mode, aborts, destroys) = unsafe {
         (
